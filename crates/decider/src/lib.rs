@@ -1,0 +1,17 @@
+//! The failover core of a SQL cluster, as failover.md specifies it. Pure: no IO, no clock, no async, no locks.
+//!
+//! Two state machines and the words they exchange:
+//! - the **decider** ([`Record`] + what keepers reported → effects), run by the controller, one per cluster;
+//! - the **keeper core** (what was persisted + an [`Order`] → obey or refuse), run beside each member's server.
+//!
+//! The real keeper (`homeostat-sql`) and the simulated world of the tests drive the same two.
+
+mod order;
+mod position;
+mod record;
+mod report;
+
+pub use order::{Acker, KeeperIncarnation, Order, OrderHeader, OrderOutcome, OrderReply, Recovery, Refusal, Source, Verb};
+pub use position::{Gtid, LogEnd, LogOrder};
+pub use record::{MemberId, Phase, Record, Unclosed};
+pub use report::{BootId, MemberReport, Receiver, ServerFacts, ServerIncarnation, ServerState};

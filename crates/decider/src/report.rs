@@ -1,0 +1,84 @@
+//! What a keeper says about its member. Facts only: the decider draws the conclusions.
+
+use std::collections::BTreeSet;
+
+use homeostat_model::Epoch;
+use serde::{Deserialize, Serialize};
+
+use crate::{KeeperIncarnation, LogEnd, MemberId, Record, Source};
+
+/// The kernel's boot id: another one means that the machine lost what was not synced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BootId(pub String);
+
+/// One run of a server process; a reused pid has another start time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerIncarnation {
+    pub boot: BootId,
+    pub pid: u32,
+    /// Field 22 of /proc/PID/stat, in clock ticks since boot.
+    pub start_ticks: u64,
+}
+
+/// Sent whole at every change and as the first thing on a new connection; the newest replaces all earlier ones.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberReport {
+    pub member: MemberId,
+    pub incarnation: KeeperIncarnation,
+    pub boot: BootId,
+    /// Where its server listens for peers and clients.
+    pub host: String,
+    pub port: u16,
+    /// The highest record persisted; `None` on a fresh member, and on one that lost its file.
+    pub record: Option<Record>,
+    pub server: ServerState,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "server")]
+pub enum ServerState {
+    /// No server process runs: exact (reaped, or its cgroup is empty, or the machine booted since).
+    Down {
+        /// Whether this member has ever been started as part of its cluster. `false` everywhere = `NeverHeld`.
+        initialised: bool,
+        /// The server that ended last, when this keeper or its predecessor knew one.
+        last: Option<ServerIncarnation>,
+    },
+    /// Started, not answering yet.
+    Starting { incarnation: ServerIncarnation },
+    Up { incarnation: ServerIncarnation, facts: ServerFacts },
+}
+
+/// Read on the keeper's own connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerFacts {
+    pub read_only: bool,
+    /// `rpl_semi_sync_master_enabled`.
+    pub waits_for_ackers: bool,
+    /// `rpl_semi_sync_slave_enabled`.
+    pub acker: bool,
+    pub receiver: Receiver,
+    /// The end of the received log; `None` = unknown (empty `Gtid_IO_Pos` after a restart).
+    pub received: Option<LogEnd>,
+    /// The end of the own binlog (applied and written events).
+    pub applied: LogEnd,
+    /// The relay log holds events beyond `applied` that a START would purge: salvage first.
+    pub needs_salvage: bool,
+    /// Members whose replication account is unlocked here.
+    pub admitted: BTreeSet<MemberId>,
+    /// Members that receive from here now.
+    pub receiving: BTreeSet<MemberId>,
+    /// The newest own barrier that was acknowledged since this server started.
+    pub barrier: Option<Epoch>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "receiver")]
+pub enum Receiver {
+    /// No source is named.
+    None,
+    Stopped { source: Source, applying: bool },
+    /// The IO thread runs; `connected` once it has a working connection to the source.
+    Running { source: Source, connected: bool, applying: bool, error: Option<String> },
+}

@@ -1,0 +1,284 @@
+//! The state machine over a suite: what to probe next, and what to believe of the reports.
+//!
+//! One check is always either *waiting* for a moment or *running*. Whether a waiting one may be run at its moment
+//! depends on its *gate*: it is open while everything the check depends on passes, the latest probe of each
+//! included. Nobody computes a gate: each check keeps a [`Tally`] of what its dependencies look like, and a check
+//! that changes its [`Face`] corrects the tallies of its dependents. So a probe costs the number of dependents at
+//! most when something changed, and next to nothing when nothing did.
+//!
+//! Invariants, which the simulation checks after each step: a check in `queue` is waiting with an open gate, and the
+//! other way round; `overdue` holds exactly the running ones; verdicts of checks with a closed gate follow from those
+//! of their dependencies.
+
+mod believe;
+mod state;
+
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use homeostat_model::CheckName;
+
+use crate::history::FlakeRate;
+use crate::rules::{Rule, Rules};
+use crate::suite::{CheckId, Suite};
+use crate::time::Moment;
+use crate::verdict::{Change, Observation, Outcome, Unknown, Verdict};
+
+use believe::News;
+use state::{Running, Soundness, State, Turn};
+
+/// How long after its own time limit a probe may still be reported. Probers keep the limit themselves; this only
+/// covers the way back, and a prober that died.
+const REPORT_WITHIN: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Clone, Copy)]
+pub struct EngineConfig {
+    /// How many probes may run at the same moment.
+    pub most_at_once: NonZeroUsize,
+    /// How soon an unconfirmed failure is looked at again, and the least time between two probes of a check that
+    /// [`Engine::look_again`] asks for.
+    pub retry: Duration,
+}
+
+/// Numbers all probes of an engine in the order in which they started. Orders them where time is too coarse: whether
+/// a probe started before or after a report in the same millisecond decides what it proves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Attempt(u64);
+
+/// A probe to carry out now, and to report with [`Engine::finished`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    pub check: CheckId,
+    pub attempt: Attempt,
+    /// The prober must report within this time, whatever happens.
+    pub timeout: Duration,
+}
+
+/// What is to be done at a moment.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Due {
+    pub runs: Vec<Run>,
+    /// Verdicts that changed because a probe was given up.
+    pub changes: Vec<Change>,
+}
+
+/// A report about a probe that is not running: it was given up before, or reported already. It changes nothing; the
+/// caller should log it, since it tells of a slow or confused prober.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("probe {} of check {name} is not running, so its report is dropped", .attempt.0)]
+pub struct StaleRun {
+    pub name: CheckName,
+    pub attempt: Attempt,
+}
+
+#[derive(Debug)]
+pub struct Engine {
+    suite: Suite,
+    config: EngineConfig,
+    rules: Rules,
+    states: Vec<State>,
+    /// Of the latest probe handed out.
+    latest: Attempt,
+    /// Waiting checks with an open gate, by when their turn comes.
+    queue: BTreeSet<(Moment, CheckId)>,
+    /// Running checks, by when they are given up.
+    overdue: BTreeSet<(Moment, CheckId)>,
+}
+
+impl Engine {
+    /// Everything is unknown, and what depends on nothing is due at once: a person who starts a cell waits for the
+    /// verdicts. The second probes are spread over the intervals.
+    pub fn new(suite: Suite, config: EngineConfig, now: Moment) -> Self {
+        Self::with_rules(suite, config, now, Rules::ALL_HOLD)
+    }
+
+    pub(crate) fn with_rules(suite: Suite, config: EngineConfig, now: Moment, rules: Rules) -> Self {
+        let states = suite.ids().map(|id| State::new(&suite, id, now)).collect();
+        let mut engine = Self { suite, config, rules, states, latest: Attempt(0), queue: BTreeSet::new(), overdue: BTreeSet::new() };
+        for id in engine.suite.ids() {
+            engine.place(id);
+        }
+        engine
+    }
+
+    pub fn suite(&self) -> &Suite {
+        &self.suite
+    }
+
+    /// Hands out the probes whose turn has come, and gives up those that nobody reported.
+    pub fn due(&mut self, now: Moment) -> Due {
+        let mut news = News::at(now);
+        if self.rules.hold(Rule::GiveUpLostRuns) {
+            while let Some(&(at, id)) = self.overdue.first()
+                && at <= now
+            {
+                self.give_up(id, &mut news);
+            }
+        }
+        let mut runs = Vec::new();
+        while self.has_room()
+            && let Some(&(at, id)) = self.queue.first()
+            && at <= now
+        {
+            runs.push(self.start(id, now));
+        }
+        Due { runs, changes: news.changes }
+    }
+
+    /// Takes in what came of a probe.
+    ///
+    /// # Errors
+    /// [`StaleRun`] when that probe is not running; nothing is changed then.
+    pub fn finished(
+        &mut self,
+        run: &Run,
+        observation: Observation,
+        now: Moment,
+    ) -> Result<Vec<Change>, StaleRun> {
+        let stale = || StaleRun { name: self.suite.name(run.check).clone(), attempt: run.attempt };
+        let running = match &self.states[run.check.index()].turn {
+            Turn::Running(running) if running.attempt == run.attempt => running.clone(),
+            Turn::Running(running) if !self.rules.hold(Rule::DropStaleReports) => running.clone(),
+            Turn::Running(_) | Turn::Waiting { .. } => return Err(stale()),
+        };
+        let mut news = News::at(now);
+        self.overdue.remove(&(running.overdue_at, run.check));
+        let next = match running.soundness {
+            Soundness::Spoiled if self.rules.hold(Rule::DropSpoiledResults) => now,
+            Soundness::Sound | Soundness::Spoiled => self.believe(run.check, &running, observation, &mut news),
+        };
+        self.wait_until(run.check, running.again.map_or(next, |again| again.min(next)));
+        self.follow_up(&mut news);
+        Ok(news.changes)
+    }
+
+    /// Something happened to what a check is about, so it is worth a look before its turn: as soon as it may run,
+    /// but not more often than the retry interval, however many events there are.
+    pub fn look_again(&mut self, check: CheckId, now: Moment) {
+        let rested = self.states[check.index()].started.map_or(now, |started| started.after(self.config.retry));
+        self.hasten(check, rested.max(now));
+    }
+
+    pub fn verdict(&self, check: CheckId) -> &Verdict {
+        &self.states[check.index()].verdict
+    }
+
+    /// All verdicts, in an order in which nothing comes before what it depends on.
+    pub fn verdicts(&self) -> impl Iterator<Item = (CheckId, &Verdict)> {
+        self.suite.ids().map(|id| (id, self.verdict(id)))
+    }
+
+    /// How often a check failed lately for no reason.
+    pub fn flake_rate(&self, check: CheckId) -> FlakeRate {
+        self.states[check.index()].history.rate()
+    }
+
+    /// The checks at the origin of a [`Unknown::Waiting`]: unknown themselves, and not because of others.
+    pub fn waits_for(&self, check: CheckId) -> Vec<CheckId> {
+        let mut origins = BTreeSet::new();
+        let mut seen = BTreeSet::from([check]);
+        let mut to_visit = vec![check];
+        while let Some(id) = to_visit.pop() {
+            for &need in self.suite.needs(id) {
+                match self.verdict(need) {
+                    Verdict::Unknown(Unknown::Waiting) if seen.insert(need) => to_visit.push(need),
+                    Verdict::Unknown(Unknown::Due | Unknown::NotRun { .. } | Unknown::Lost { .. }) => {
+                        origins.insert(need);
+                    }
+                    Verdict::Unknown(Unknown::Waiting)
+                    | Verdict::Pass(_)
+                    | Verdict::Flaky { .. }
+                    | Verdict::Fail(_)
+                    | Verdict::Blocked(_) => {}
+                }
+            }
+        }
+        origins.into_iter().collect()
+    }
+
+    /// When [`due`](Self::due) will have something to do, unless a report comes first. `None`: not before one does.
+    pub fn wake_at(&self) -> Option<Moment> {
+        let turn = if self.has_room() { self.queue.first() } else { None };
+        turn.into_iter().chain(self.overdue.first()).map(|&(at, _)| at).min()
+    }
+
+    fn has_room(&self) -> bool {
+        self.overdue.len() < self.config.most_at_once.get() || !self.rules.hold(Rule::BoundConcurrency)
+    }
+
+    fn start(&mut self, id: CheckId, now: Moment) -> Run {
+        let timeout = self.suite.check(id).timeout;
+        let overdue_at = now.after(timeout).after(REPORT_WITHIN);
+        let attempt = Attempt(self.latest.0 + 1);
+        self.latest = attempt;
+        let state = &mut self.states[id.index()];
+        state.started = Some(now);
+        state.turn = Turn::Running(Running { attempt, overdue_at, soundness: Soundness::Sound, again: None });
+        self.overdue.insert((overdue_at, id));
+        self.place(id);
+        Run { check: id, attempt, timeout }
+    }
+
+    fn give_up(&mut self, id: CheckId, news: &mut News) {
+        let state = &self.states[id.index()];
+        if let Turn::Running(running) = &state.turn {
+            self.overdue.remove(&(running.overdue_at, id));
+        }
+        let next = self.not_run(id, Unknown::Lost { at: news.now }, news);
+        self.wait_until(id, next);
+        self.follow_up(news);
+    }
+
+    fn believe(&mut self, id: CheckId, running: &Running, observation: Observation, news: &mut News) -> Moment {
+        match observation.outcome {
+            Outcome::Passed => self.passed(id, running.attempt, observation, news),
+            Outcome::Failed => self.failed(id, observation, news),
+            Outcome::NotRun => self.not_run(id, Unknown::NotRun { why: observation.seen, at: news.now }, news),
+        }
+    }
+
+    /// The moment of the next regular probe.
+    fn next_turn(&self, id: CheckId, now: Moment) -> Moment {
+        now.next_slot(self.suite.check(id).every, self.states[id.index()].phase)
+    }
+
+    fn wait_until(&mut self, id: CheckId, at: Moment) {
+        self.states[id.index()].turn = Turn::Waiting { at };
+        self.place(id);
+    }
+
+    /// Moves a check's turn forward to `at`, unless it comes sooner anyway.
+    fn hasten(&mut self, id: CheckId, at: Moment) {
+        match &mut self.states[id.index()].turn {
+            Turn::Waiting { at: turn } => *turn = at.min(*turn),
+            // What runs now began before the event, and may not have seen it.
+            Turn::Running(running) => running.again = Some(running.again.map_or(at, |again| again.min(at))),
+        }
+        self.place(id);
+    }
+
+    /// Puts a check where it belongs in the queue, or takes it out. To be called whenever its turn, its gate or what
+    /// it waits for changed.
+    fn place(&mut self, id: CheckId) {
+        let state = &mut self.states[id.index()];
+        let gated = !state.may_run() && self.rules.hold(Rule::RunAfterDependencies);
+        let belongs = match state.turn {
+            Turn::Waiting { at } if !gated => Some(at),
+            Turn::Waiting { .. } | Turn::Running(_) => None,
+        };
+        if state.queued == belongs {
+            return;
+        }
+        if let Some(at) = state.queued {
+            self.queue.remove(&(at, id));
+        }
+        if let Some(at) = belongs {
+            self.queue.insert((at, id));
+        }
+        state.queued = belongs;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,33 @@
+//! Production tests: a graph of checks over live things, and the engine that decides what to look at next and what
+//! to believe.
+//!
+//! Floor 1, pure: no IO, no clock, no async, no randomness. The caller owns a clock, carries out the [`Run`]s that
+//! [`Engine::due`] hands out, and reports each with [`Engine::finished`]; what comes back are [`Change`]s of
+//! verdicts. So the engine can be simulated through years of faults in seconds, and is (`simulation`).
+//!
+//! A check alone is a poor witness: it may flake, and it fails just as well when something *beneath* what it tests
+//! is broken. So the engine believes a failure only under the rules of [`rules`], of which three matter most:
+//!
+//! - a check runs only while all it depends on pass; otherwise it is *blocked*, and names the failing checks at the
+//!   origin, not its nearest neighbours;
+//! - a failure counts only after `confirm` probes in a row;
+//! - and only if everything it depends on was *seen to pass after it began to fail*. Without this, the check that
+//!   happens to be probed first after a fault takes the blame for the one beneath it.
+//!
+//! "Not run" is never shown as a pass: it is [`Verdict::Unknown`], and says why.
+
+mod engine;
+mod history;
+mod rules;
+mod suite;
+mod time;
+mod verdict;
+
+#[cfg(test)]
+mod simulation;
+
+pub use engine::{Attempt, Due, Engine, EngineConfig, Run, StaleRun};
+pub use history::FlakeRate;
+pub use suite::{Check, CheckId, Suite, SuiteError};
+pub use time::Moment;
+pub use verdict::{Change, Evidence, Observation, Outcome, Roots, Unknown, Verdict};

@@ -1,0 +1,74 @@
+//! The rules of the engine, by name.
+//!
+//! In a build they all hold and cost nothing. In the simulation each can be broken in turn, to prove that its
+//! absence would be noticed: a rule whose removal no test sees is either not needed or not tested.
+
+/// A rule that the engine keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rule {
+    /// A check runs only while all it depends on pass, the last probe of each included.
+    RunAfterDependencies,
+    /// No more probes run at once than configured.
+    BoundConcurrency,
+    /// A failure changes the verdict only after `confirm` of them in a row.
+    ConfirmFailures,
+    /// A failure is confirmed only if everything directly beneath was seen to pass after it began.
+    VerifyDependencies,
+    /// What a probe reports is dropped if something it depends on stopped passing while it ran.
+    DropSpoiledResults,
+    /// A report is taken only for the attempt that is running.
+    DropStaleReports,
+    /// Blocked checks name the failing ones at the origin.
+    NameRoots,
+    /// An unconfirmed failure is looked at again soon, not after the whole interval.
+    RetrySoon,
+    /// What was blocked or waited is run as soon as it may.
+    RunPromptlyWhenUnblocked,
+    /// A probe that nobody reports is given up.
+    GiveUpLostRuns,
+}
+
+/// Which rules hold.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rules {
+    #[cfg(test)]
+    broken: Option<Rule>,
+}
+
+impl Rules {
+    pub(crate) const ALL_HOLD: Self = Self {
+        #[cfg(test)]
+        broken: None,
+    };
+
+    #[cfg(test)]
+    pub(crate) fn without(rule: Rule) -> Self {
+        Self { broken: Some(rule) }
+    }
+
+    #[inline]
+    pub(crate) fn hold(self, rule: Rule) -> bool {
+        #[cfg(test)]
+        if self.broken == Some(rule) {
+            return false;
+        }
+        let _ = rule;
+        true
+    }
+}
+
+#[cfg(test)]
+impl Rule {
+    pub(crate) const ALL: [Rule; 10] = [
+        Rule::RunAfterDependencies,
+        Rule::BoundConcurrency,
+        Rule::ConfirmFailures,
+        Rule::VerifyDependencies,
+        Rule::DropSpoiledResults,
+        Rule::DropStaleReports,
+        Rule::NameRoots,
+        Rule::RetrySoon,
+        Rule::RunPromptlyWhenUnblocked,
+        Rule::GiveUpLostRuns,
+    ];
+}

@@ -1,0 +1,48 @@
+//! What an agent writes for a supervisor before it starts one: `launch.json` in the task's run folder, mode 0600.
+//! Everything is resolved: no templates are left. Kept until the placement ends, so that the agent (and a person)
+//! can see what was started.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use homeostat_model::{Bytes, Generation, MachineName, PortName, ServiceName, TaskName};
+use serde::{Deserialize, Serialize};
+
+/// The newest format written; a newer one is refused by name.
+pub const FORMAT: u32 = 1;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LaunchFile {
+    pub format: u32,
+    pub task: TaskName,
+    pub service: ServiceName,
+    pub machine: MachineName,
+    pub generation: Generation,
+    pub argv: Vec<String>,
+    /// The whole environment; nothing is inherited.
+    pub env: BTreeMap<String, String>,
+    /// The task's working folder; survives restarts of the task.
+    pub data: PathBuf,
+    /// Where the socket `s` is.
+    pub run: PathBuf,
+    /// Where `out.log` and its rotated predecessors go.
+    pub logs: PathBuf,
+    /// A folder of the machine which its supervisors share for what is costly to make and never changes (a keeper's
+    /// template data folders). Not for a task's own data.
+    pub shared: PathBuf,
+    /// `None`: the user that runs the cell.
+    pub user: Option<UserIds>,
+    pub grace_ms: u64,
+    pub memory_limit: Option<Bytes>,
+    /// For people and for the agent's inventory after its restart.
+    pub address: String,
+    pub ports: BTreeMap<PortName, u16>,
+    /// A keeper's configuration; `argv` is empty then.
+    pub keeper: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserIds {
+    pub uid: u32,
+    pub gid: u32,
+}
