@@ -6,7 +6,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     #[cfg(feature = "etcd")]
     {
         let files = protox::compile(["proto/etcdserverpb.proto"], ["proto"])?;
-        tonic_prost_build::configure().build_server(false).compile_fds(files)?;
+        tonic_prost_build::configure()
+            .build_server(false)
+            .compile_fds(files)?;
     }
     Ok(())
 }

@@ -75,7 +75,10 @@ impl Operation {
     ///
     /// # Errors
     /// The first record that does not fit.
-    pub fn replay<'a>(plan: Plan, log: impl IntoIterator<Item = &'a Record>) -> Result<Self, IllegalRecord> {
+    pub fn replay<'a>(
+        plan: Plan,
+        log: impl IntoIterator<Item = &'a Record>,
+    ) -> Result<Self, IllegalRecord> {
         let mut operation = Self::planned(plan);
         for record in log {
             operation.apply(record)?;
@@ -88,14 +91,14 @@ impl Operation {
     /// # Errors
     /// [`IllegalRecord`] when it does not follow from what is there.
     pub fn apply(&mut self, record: &Record) -> Result<(), IllegalRecord> {
-        self.check_head(record).and_then(|()| self.transition(&record.event, record.at)).map_err(|why| {
-            IllegalRecord {
+        self.check_head(record)
+            .and_then(|()| self.transition(&record.event, record.at))
+            .map_err(|why| IllegalRecord {
                 operation: self.id().clone(),
                 seq: record.seq,
                 event: Box::new(record.event.clone()),
                 why,
-            }
-        })?;
+            })?;
         self.seq = record.seq;
         self.term = record.term;
         self.last_at = record.at;
@@ -104,13 +107,20 @@ impl Operation {
 
     fn check_head(&self, record: &Record) -> Result<(), Illegal> {
         if record.operation != *self.id() {
-            return Err(Illegal::OtherOperation { found: record.operation.clone() });
+            return Err(Illegal::OtherOperation {
+                found: record.operation.clone(),
+            });
         }
         if record.seq != self.seq.next() {
-            return Err(Illegal::OutOfOrder { expected: self.seq.next() });
+            return Err(Illegal::OutOfOrder {
+                expected: self.seq.next(),
+            });
         }
         if record.term < self.term {
-            return Err(Illegal::OldTerm { last: self.term, found: record.term });
+            return Err(Illegal::OldTerm {
+                last: self.term,
+                found: record.term,
+            });
         }
         let opens_term = matches!(record.event, Event::Begun { .. } | Event::TakenOver);
         if record.term > self.term && !opens_term {
@@ -130,7 +140,7 @@ impl Operation {
             }
             (Phase::Planned, _) => return Err(Illegal::NotBegun),
             (Phase::Over { outcome }, _) => return Err(Illegal::Over { outcome: *outcome }),
-            (Phase::Forward | Phase::Undoing { .. }, _) => {}
+            (Phase::Forward | Phase::Undoing, _) => {}
         }
         match event {
             Event::Begun { .. } => return Err(Illegal::BegunTwice),
@@ -144,16 +154,44 @@ impl Operation {
                 self.approved_by = Some(by.clone());
             }
             Event::StepStarted { step, attempt } => self.step_started(*step, *attempt)?,
-            Event::StepDone { step, attempt, output } => self.step_done(*step, *attempt, output)?,
-            Event::StepFailed { step, attempt, kind, evidence } => {
-                let setback = Setback::Failed { kind: *kind, evidence: evidence.clone() };
+            Event::StepDone {
+                step,
+                attempt,
+                output,
+            } => self.step_done(*step, *attempt, output)?,
+            Event::StepFailed {
+                step,
+                attempt,
+                kind,
+                evidence,
+            } => {
+                let setback = Setback::Failed {
+                    kind: *kind,
+                    evidence: evidence.clone(),
+                };
                 self.step_failed(*step, *attempt, at, setback)?;
             }
             Event::HandAsked { step } => self.hand_asked(*step)?,
-            Event::DoneByHand { step, attempt, note, .. } => self.done_by_hand(*step, *attempt, note)?,
+            Event::DoneByHand {
+                step,
+                attempt,
+                note,
+                ..
+            } => self.done_by_hand(*step, *attempt, note)?,
             Event::VerifyPassed { step, attempt } => self.verify_passed(*step, *attempt)?,
-            Event::VerifyFailed { step, attempt, evidence } => {
-                self.verify_failed(*step, *attempt, at, Setback::NotVerified { evidence: evidence.clone() })?;
+            Event::VerifyFailed {
+                step,
+                attempt,
+                evidence,
+            } => {
+                self.verify_failed(
+                    *step,
+                    *attempt,
+                    at,
+                    Setback::NotVerified {
+                        evidence: evidence.clone(),
+                    },
+                )?;
             }
             Event::UndoBegun { failed } => {
                 self.failed_for_good(*failed)?;
@@ -162,14 +200,25 @@ impl Operation {
             }
             Event::UndoStarted { step, attempt } => self.undo_started(*step, *attempt)?,
             Event::UndoDone { step, attempt } => self.undo_done(*step, *attempt)?,
-            Event::UndoFailed { step, attempt, kind, evidence } => {
-                let setback = Setback::Failed { kind: *kind, evidence: evidence.clone() };
+            Event::UndoFailed {
+                step,
+                attempt,
+                kind,
+                evidence,
+            } => {
+                let setback = Setback::Failed {
+                    kind: *kind,
+                    evidence: evidence.clone(),
+                };
                 self.undo_failed(*step, *attempt, at, setback)?;
             }
             Event::UndoneByHand { step, .. } => self.undone_by_hand(*step)?,
             Event::Paused { by, why } => {
                 self.not_held()?;
-                self.hold = Some(Hold::Paused { by: by.clone(), why: why.clone() });
+                self.hold = Some(Hold::Paused {
+                    by: by.clone(),
+                    why: why.clone(),
+                });
             }
             Event::Stuck { why } => {
                 self.may_be_stuck(why)?;
@@ -183,7 +232,10 @@ impl Operation {
             Event::CancelAsked { by, why } => {
                 self.forward()?;
                 self.can_turn_round()?;
-                self.turn_round(UndoCause::Cancelled { by: by.clone(), why: why.clone() });
+                self.turn_round(UndoCause::Cancelled {
+                    by: by.clone(),
+                    why: why.clone(),
+                });
             }
             Event::Completed => {
                 self.forward()?;
@@ -191,7 +243,9 @@ impl Operation {
                 if self.current().is_some() {
                     return Err(Illegal::NotAllDone);
                 }
-                self.phase = Phase::Over { outcome: Outcome::Done };
+                self.phase = Phase::Over {
+                    outcome: Outcome::Done,
+                };
             }
             Event::Undone => {
                 self.undoing()?;
@@ -200,12 +254,16 @@ impl Operation {
                 if self.next_undo().is_some() {
                     return Err(Illegal::NotAllDone);
                 }
-                self.phase = Phase::Over { outcome: Outcome::Undone };
+                self.phase = Phase::Over {
+                    outcome: Outcome::Undone,
+                };
             }
             Event::Abandoned { .. } => {
                 self.nothing_in_flight()?;
                 self.hold = None;
-                self.phase = Phase::Over { outcome: Outcome::Abandoned };
+                self.phase = Phase::Over {
+                    outcome: Outcome::Abandoned,
+                };
             }
         }
         Ok(())
@@ -215,12 +273,16 @@ impl Operation {
         if *found == self.hash {
             Ok(())
         } else {
-            Err(Illegal::OtherPlan { planned: self.hash.clone(), found: found.clone() })
+            Err(Illegal::OtherPlan {
+                planned: self.hash.clone(),
+                found: found.clone(),
+            })
         }
     }
 
     fn turn_round(&mut self, cause: UndoCause) {
-        self.phase = Phase::Undoing { cause };
+        self.phase = Phase::Undoing;
+        self.turned = Some(cause);
         self.hold = None;
     }
 }

@@ -38,10 +38,12 @@ pub use lint::{LintError, Problem, lint};
 pub use next::{Brake, Need, Next, Wait, next};
 pub use operation::{Hold, Operation, Phase, Setback, Status, StepState, Tries, UndoCause};
 pub use plan::{
-    Approval, Asker, Draft, OnFailure, PLAN_FORMAT, Person, Plan, PlanError, PlanHash, Retry, StepPlan, Touched, Undo,
+    Approval, Asker, Draft, OnFailure, PLAN_FORMAT, Person, Plan, PlanError, PlanHash, Retry,
+    StepPlan, Touched, Undo,
 };
 pub use record::{
-    Attempt, Event, Evidence, FailureKind, LogSeq, Outcome, RECORD_FORMAT, Record, RecordError, StepIndex, StuckWhy,
+    Attempt, Event, Evidence, FailureKind, LogSeq, Outcome, RECORD_FORMAT, Record, RecordError,
+    StepIndex, StuckWhy,
 };
 pub use render::{describe, render, render_log};
 

@@ -17,25 +17,40 @@ use crate::record::{Attempt, Event, Outcome, StepIndex, StuckWhy};
 pub enum Brake {
     Released,
     /// Somebody froze the cell. What people asked for goes on.
-    Frozen { why: String },
+    Frozen {
+        why: String,
+    },
 }
 
 /// What to do now.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Next {
     /// Record that this attempt starts, then run it, then record how it went.
-    Run { step: StepIndex, attempt: Attempt },
+    Run {
+        step: StepIndex,
+        attempt: Attempt,
+    },
     /// Look whether the step had its effect, and record what was seen.
-    Verify { step: StepIndex, attempt: Attempt },
+    Verify {
+        step: StepIndex,
+        attempt: Attempt,
+    },
     /// Record that this attempt at undoing starts, then run it, then record how it went.
-    Undo { step: StepIndex, attempt: Attempt },
+    Undo {
+        step: StepIndex,
+        attempt: Attempt,
+    },
     /// Record this, and ask again.
     Note(Event),
     /// An attempt is under way; its result comes first. Whoever is sure that nobody runs it takes the operation over.
-    InFlight { step: StepIndex },
+    InFlight {
+        step: StepIndex,
+    },
     Wait(Wait),
     NeedsOperator(Need),
-    Done { outcome: Outcome },
+    Done {
+        outcome: Outcome,
+    },
 }
 
 /// What will pass by itself, or when the brake is released.
@@ -48,9 +63,18 @@ pub enum Wait {
 /// What only a person can do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Need {
-    Approval { plan: PlanHash },
-    ByHand { step: StepIndex, attempt: Attempt, instructions: String },
-    UndoByHand { step: StepIndex, instructions: String },
+    Approval {
+        plan: PlanHash,
+    },
+    ByHand {
+        step: StepIndex,
+        attempt: Attempt,
+        instructions: String,
+    },
+    UndoByHand {
+        step: StepIndex,
+        instructions: String,
+    },
     /// Resume, cancel or abandon.
     Held(Hold),
 }
@@ -58,9 +82,13 @@ pub enum Need {
 /// What to do now with `operation`.
 pub fn next(operation: &Operation, brake: &Brake, now: UnixMillis) -> Next {
     match &operation.phase {
-        Phase::Planned => return Next::Note(Event::Begun { plan: operation.hash().clone() }),
+        Phase::Planned => {
+            return Next::Note(Event::Begun {
+                plan: operation.hash().clone(),
+            });
+        }
         Phase::Over { outcome } => return Next::Done { outcome: *outcome },
-        Phase::Forward | Phase::Undoing { .. } => {}
+        Phase::Forward | Phase::Undoing => {}
     }
     if let Some(step) = operation.in_flight() {
         return Next::InFlight { step };
@@ -68,14 +96,16 @@ pub fn next(operation: &Operation, brake: &Brake, now: UnixMillis) -> Next {
     if let Some(hold) = operation.hold() {
         return Next::NeedsOperator(Need::Held(hold.clone()));
     }
-    if let Phase::Undoing { .. } = operation.phase {
+    if let Phase::Undoing = operation.phase {
         return match operation.next_undo() {
             Some(step) => undo(operation, step, brake, now),
             None => Next::Note(Event::Undone),
         };
     }
     if operation.approval_missing() {
-        return Next::NeedsOperator(Need::Approval { plan: operation.hash().clone() });
+        return Next::NeedsOperator(Need::Approval {
+            plan: operation.hash().clone(),
+        });
     }
     match operation.current() {
         Some(step) => forward(operation, step, brake, now),
@@ -90,57 +120,93 @@ fn forward(operation: &Operation, step: StepIndex, brake: &Brake, now: UnixMilli
     match (&track.state, &planned.manual) {
         (StepState::NotStarted, Some(_)) => Next::Note(Event::HandAsked { step }),
         (StepState::AskedByHand | StepState::Failed { .. }, Some(instructions)) => {
-            Next::NeedsOperator(Need::ByHand { step, attempt, instructions: instructions.clone() })
+            Next::NeedsOperator(Need::ByHand {
+                step,
+                attempt,
+                instructions: instructions.clone(),
+            })
         }
-        (StepState::NotStarted, None) => braked(operation, step, brake).unwrap_or(Next::Run { step, attempt }),
-        (StepState::Ran { attempt, .. }, _) => Next::Verify { step, attempt: *attempt },
+        (StepState::NotStarted, None) => {
+            braked(operation, step, brake).unwrap_or(Next::Run { step, attempt })
+        }
+        (StepState::Ran { attempt, .. }, _) => Next::Verify {
+            step,
+            attempt: *attempt,
+        },
         (StepState::Failed { at, setback, .. }, None) => {
             if track.tries.spent(&planned.retry) {
                 return give_up(operation, step);
             }
             braked(operation, step, brake)
-                .or_else(|| backing_off(step, pause(track.tries.failed, setback, planned), *at, now))
+                .or_else(|| {
+                    backing_off(step, pause(track.tries.failed, setback, planned), *at, now)
+                })
                 .unwrap_or(Next::Run { step, attempt })
         }
         (StepState::Running { .. } | StepState::Undoing { .. }, _) => Next::InFlight { step },
         (StepState::AskedByHand, None)
         | (StepState::Passed { .. } | StepState::UndoFailed { .. } | StepState::Undone, _) => {
-            unreachable!("no transition leads there while the operation goes forward and it is this step's turn")
+            unreachable!(
+                "no transition leads there while the operation goes forward and it is this step's turn"
+            )
         }
     }
 }
 
 /// A step is out of attempts.
 fn give_up(operation: &Operation, step: StepIndex) -> Next {
-    Next::Note(match (operation.plan().draft().on_failure, operation.point_of_no_return()) {
-        (OnFailure::Stop, _) => Event::Stuck { why: StuckWhy::StepFailed { step } },
-        (OnFailure::Undo, None) => Event::UndoBegun { failed: step },
-        (OnFailure::Undo, Some(blocker)) => Event::Stuck { why: StuckWhy::PastReturn { step, blocker } },
-    })
+    Next::Note(
+        match (
+            operation.plan().draft().on_failure,
+            operation.point_of_no_return(),
+        ) {
+            (OnFailure::Stop, _) => Event::Stuck {
+                why: StuckWhy::StepFailed { step },
+            },
+            (OnFailure::Undo, None) => Event::UndoBegun { failed: step },
+            (OnFailure::Undo, Some(blocker)) => Event::Stuck {
+                why: StuckWhy::PastReturn { step, blocker },
+            },
+        },
+    )
 }
 
 fn undo(operation: &Operation, step: StepIndex, brake: &Brake, now: UnixMillis) -> Next {
     let planned = &operation.plan().steps()[step.position()];
     let track = operation.track(step);
-    let stuck = Next::Note(Event::Stuck { why: StuckWhy::UndoFailed { step } });
+    let stuck = Next::Note(Event::Stuck {
+        why: StuckWhy::UndoFailed { step },
+    });
     match &planned.undo {
-        Undo::ByHand { instructions } => {
-            Next::NeedsOperator(Need::UndoByHand { step, instructions: instructions.clone() })
-        }
+        Undo::ByHand { instructions } => Next::NeedsOperator(Need::UndoByHand {
+            step,
+            instructions: instructions.clone(),
+        }),
         // Neither occurs: an operation does not turn round past such a step, and `next_undo` passes over nothing.
         Undo::Impossible { .. } | Undo::Nothing => stuck,
         Undo::ByProcedure if track.undo_tries.spent(&planned.retry) => stuck,
         Undo::ByProcedure => braked(operation, step, brake)
             .or_else(|| undo_backing_off(step, track, planned, now))
-            .unwrap_or(Next::Undo { step, attempt: track.undo_attempt.next() }),
+            .unwrap_or(Next::Undo {
+                step,
+                attempt: track.undo_attempt.next(),
+            }),
     }
 }
 
-fn undo_backing_off(step: StepIndex, track: &StepTrack, planned: &StepPlan, now: UnixMillis) -> Option<Next> {
+fn undo_backing_off(
+    step: StepIndex,
+    track: &StepTrack,
+    planned: &StepPlan,
+    now: UnixMillis,
+) -> Option<Next> {
     match &track.state {
-        StepState::UndoFailed { at, setback, .. } => {
-            backing_off(step, pause(track.undo_tries.failed, setback, planned), *at, now)
-        }
+        StepState::UndoFailed { at, setback, .. } => backing_off(
+            step,
+            pause(track.undo_tries.failed, setback, planned),
+            *at,
+            now,
+        ),
         StepState::NotStarted
         | StepState::Running { .. }
         | StepState::AskedByHand
@@ -155,8 +221,12 @@ fn undo_backing_off(step: StepIndex, track: &StepTrack, planned: &StepPlan, now:
 /// Undoing is an action too: a freeze holds back both ways.
 fn braked(operation: &Operation, step: StepIndex, brake: &Brake) -> Option<Next> {
     match (&operation.plan().draft().asked_by, brake) {
-        (Asker::Automation(_), Brake::Frozen { why }) => Some(Next::Wait(Wait::Frozen { step, why: why.clone() })),
-        (Asker::Automation(_), Brake::Released) | (Asker::Person(_), Brake::Released | Brake::Frozen { .. }) => None,
+        (Asker::Automation(_), Brake::Frozen { why }) => Some(Next::Wait(Wait::Frozen {
+            step,
+            why: why.clone(),
+        })),
+        (Asker::Automation(_), Brake::Released)
+        | (Asker::Person(_), Brake::Released | Brake::Frozen { .. }) => None,
     }
 }
 
@@ -171,7 +241,12 @@ fn pause(failures: u32, setback: &Setback, planned: &StepPlan) -> Duration {
     }
 }
 
-fn backing_off(step: StepIndex, pause: Duration, failed_at: UnixMillis, now: UnixMillis) -> Option<Next> {
+fn backing_off(
+    step: StepIndex,
+    pause: Duration,
+    failed_at: UnixMillis,
+    now: UnixMillis,
+) -> Option<Next> {
     // A failure in the future means that the clock was set back. Waiting for it to catch up could take years; trying
     // early costs one attempt of a limited number.
     if failed_at > now {

@@ -20,6 +20,7 @@ pub struct Operation {
     pub(crate) last_at: UnixMillis,
     pub(crate) approved_by: Option<Person>,
     pub(crate) phase: Phase,
+    pub(crate) turned: Option<UndoCause>,
     pub(crate) hold: Option<Hold>,
     /// As many as the plan has.
     pub(crate) steps: Vec<StepTrack>,
@@ -31,15 +32,23 @@ pub enum Phase {
     /// Planned; its first record is not there yet.
     Planned,
     Forward,
-    Undoing { cause: UndoCause },
-    Over { outcome: Outcome },
+    /// It turned round; see [`Operation::turned`].
+    Undoing,
+    Over {
+        outcome: Outcome,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UndoCause {
     /// This step is out of attempts.
-    Failed { step: StepIndex },
-    Cancelled { by: Asker, why: String },
+    Failed {
+        step: StepIndex,
+    },
+    Cancelled {
+        by: Asker,
+        why: String,
+    },
 }
 
 /// Why nothing new begins although there is something left to do.
@@ -53,23 +62,42 @@ pub enum Hold {
 #[derive(Debug, Clone, PartialEq)]
 pub enum StepState {
     NotStarted,
-    Running { attempt: Attempt },
+    Running {
+        attempt: Attempt,
+    },
     /// A person was asked to do it.
     AskedByHand,
     /// It ran; whether that had the desired effect is not known yet.
-    Ran { attempt: Attempt, output: Value },
-    Failed { attempt: Attempt, at: UnixMillis, setback: Setback },
+    Ran {
+        attempt: Attempt,
+    },
+    Failed {
+        attempt: Attempt,
+        at: UnixMillis,
+        setback: Setback,
+    },
     /// It ran, and verification saw the effect.
-    Passed { attempt: Attempt, output: Value },
-    Undoing { attempt: Attempt },
-    UndoFailed { attempt: Attempt, at: UnixMillis, setback: Setback },
+    Passed {
+        attempt: Attempt,
+    },
+    Undoing {
+        attempt: Attempt,
+    },
+    UndoFailed {
+        attempt: Attempt,
+        at: UnixMillis,
+        setback: Setback,
+    },
     Undone,
 }
 
 /// How an attempt came to nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Setback {
-    Failed { kind: FailureKind, evidence: Evidence },
+    Failed {
+        kind: FailureKind,
+        evidence: Evidence,
+    },
     /// It ran, or so it said; verification did not see the effect.
     NotVerified { evidence: Evidence },
     /// Its controller went away in the middle.
@@ -115,6 +143,10 @@ pub(crate) struct StepTrack {
     /// The last attempt's number; 0 before the first.
     pub(crate) attempt: Attempt,
     pub(crate) tries: Tries,
+    /// What the last attempt that ran handed on.
+    pub(crate) output: Option<Value>,
+    /// Outlives the state that it led to: after an undo people still want to know.
+    pub(crate) last_setback: Option<(Attempt, Setback)>,
     pub(crate) undo_attempt: Attempt,
     pub(crate) undo_tries: Tries,
 }
@@ -131,8 +163,15 @@ pub struct Tries {
 impl Tries {
     pub(crate) fn count(&mut self, setback: &Setback) {
         match setback {
-            Setback::Failed { kind: FailureKind::Retryable, .. } | Setback::NotVerified { .. } => self.failed += 1,
-            Setback::Failed { kind: FailureKind::Final, .. } => {
+            Setback::Failed {
+                kind: FailureKind::Retryable,
+                ..
+            }
+            | Setback::NotVerified { .. } => self.failed += 1,
+            Setback::Failed {
+                kind: FailureKind::Final,
+                ..
+            } => {
                 self.failed += 1;
                 self.final_failures += 1;
             }
@@ -142,7 +181,9 @@ impl Tries {
 
     /// Whether no attempt is left.
     pub(crate) fn spent(&self, retry: &Retry) -> bool {
-        self.final_failures > 0 || self.failed >= retry.max_attempts || self.interrupted >= limits::INTERRUPTIONS
+        self.final_failures > 0
+            || self.failed >= retry.max_attempts
+            || self.interrupted >= limits::INTERRUPTIONS
     }
 }
 
@@ -152,6 +193,8 @@ impl StepTrack {
             state: StepState::NotStarted,
             attempt: Attempt(0),
             tries: Tries::default(),
+            output: None,
+            last_setback: None,
             undo_attempt: Attempt(0),
             undo_tries: Tries::default(),
         }
@@ -199,6 +242,7 @@ impl Operation {
             last_at: UnixMillis(0),
             approved_by: None,
             phase: Phase::Planned,
+            turned: None,
             hold: None,
             steps: plan.steps().iter().map(|_| StepTrack::new()).collect(),
             plan,
@@ -239,6 +283,11 @@ impl Operation {
         &self.phase
     }
 
+    /// Why it undoes itself, or did.
+    pub fn turned(&self) -> Option<&UndoCause> {
+        self.turned.as_ref()
+    }
+
     pub fn hold(&self) -> Option<&Hold> {
         self.hold.as_ref()
     }
@@ -251,47 +300,65 @@ impl Operation {
         self.steps.get(step.position()).map(|track| &track.state)
     }
 
+    /// The number of the next attempt at a step.
+    pub fn next_attempt(&self, step: StepIndex) -> Option<Attempt> {
+        self.steps
+            .get(step.position())
+            .map(|track| track.attempt.next())
+    }
+
     /// Whether it is over, and how it ended.
     pub fn outcome(&self) -> Option<Outcome> {
         match self.phase {
             Phase::Over { outcome } => Some(outcome),
-            Phase::Planned | Phase::Forward | Phase::Undoing { .. } => None,
+            Phase::Planned | Phase::Forward | Phase::Undoing => None,
         }
     }
 
     /// The step with an attempt under way.
     pub fn in_flight(&self) -> Option<StepIndex> {
-        self.indexes().find(|step| self.track(*step).state.in_flight())
+        self.indexes()
+            .find(|step| self.track(*step).state.in_flight())
     }
 
-    /// What the steps that passed handed on, in order.
+    /// What the steps that ran, and were not undone since, handed on. In order.
     pub fn outputs(&self) -> impl Iterator<Item = (StepIndex, &Value)> {
-        self.indexes().filter_map(|step| match &self.track(step).state {
-            StepState::Passed { output, .. } => Some((step, output)),
-            StepState::NotStarted
-            | StepState::Running { .. }
-            | StepState::AskedByHand
-            | StepState::Ran { .. }
-            | StepState::Failed { .. }
-            | StepState::Undoing { .. }
-            | StepState::UndoFailed { .. }
-            | StepState::Undone => None,
-        })
+        self.indexes()
+            .filter_map(|step| Some((step, self.track(step).output.as_ref()?)))
     }
 
     pub fn status(&self) -> Status {
         match (&self.phase, &self.hold) {
-            (Phase::Over { outcome: Outcome::Done }, _) => Status::Done,
-            (Phase::Over { outcome: Outcome::Undone }, _) => Status::Undone,
-            (Phase::Over { outcome: Outcome::Abandoned }, _) => Status::Abandoned,
+            (
+                Phase::Over {
+                    outcome: Outcome::Done,
+                },
+                _,
+            ) => Status::Done,
+            (
+                Phase::Over {
+                    outcome: Outcome::Undone,
+                },
+                _,
+            ) => Status::Undone,
+            (
+                Phase::Over {
+                    outcome: Outcome::Abandoned,
+                },
+                _,
+            ) => Status::Abandoned,
             (_, Some(Hold::Paused { .. })) => Status::Paused,
             (_, Some(Hold::Stuck { .. })) => Status::Stuck,
             (Phase::Planned, None) => Status::Planned,
             (Phase::Forward, None) if self.approval_missing() => Status::AwaitingApproval,
-            (Phase::Forward, None) if self.current().is_some_and(|step| self.asks_hand(step)) => Status::AwaitingHand,
+            (Phase::Forward, None) if self.current().is_some_and(|step| self.asks_hand(step)) => {
+                Status::AwaitingHand
+            }
             (Phase::Forward, None) => Status::Running,
-            (Phase::Undoing { .. }, None) => match self.next_undo() {
-                Some(step) if matches!(self.planned_undo(step), Undo::ByHand { .. }) => Status::AwaitingHand,
+            (Phase::Undoing, None) => match self.next_undo() {
+                Some(step) if matches!(self.planned_undo(step), Undo::ByHand { .. }) => {
+                    Status::AwaitingHand
+                }
                 Some(_) | None => Status::Undoing,
             },
         }
@@ -302,27 +369,32 @@ impl Operation {
     }
 
     /// The first step that has not passed: the only one that may run.
-    pub(crate) fn current(&self) -> Option<StepIndex> {
-        self.indexes().find(|step| !matches!(self.track(*step).state, StepState::Passed { .. }))
+    pub fn current(&self) -> Option<StepIndex> {
+        self.indexes()
+            .find(|step| !matches!(self.track(*step).state, StepState::Passed { .. }))
     }
 
     /// The last step that is touched and needs undoing: the only one that may be undone.
-    pub(crate) fn next_undo(&self) -> Option<StepIndex> {
-        self.indexes()
-            .rev()
-            .find(|step| self.track(*step).state.touched() && *self.planned_undo(*step) != Undo::Nothing)
+    pub fn next_undo(&self) -> Option<StepIndex> {
+        self.indexes().rev().find(|step| {
+            self.track(*step).state.touched() && *self.planned_undo(*step) != Undo::Nothing
+        })
     }
 
     /// A touched step that cannot be undone: with one, the operation goes forward or stays where it is.
     pub(crate) fn point_of_no_return(&self) -> Option<StepIndex> {
         self.indexes().find(|step| {
-            self.track(*step).state.touched() && matches!(self.planned_undo(*step), Undo::Impossible { .. })
+            self.track(*step).state.touched()
+                && matches!(self.planned_undo(*step), Undo::Impossible { .. })
         })
     }
 
     fn asks_hand(&self, step: StepIndex) -> bool {
         self.plan.steps()[step.position()].manual.is_some()
-            && matches!(self.track(step).state, StepState::AskedByHand | StepState::Failed { .. })
+            && matches!(
+                self.track(step).state,
+                StepState::AskedByHand | StepState::Failed { .. }
+            )
     }
 
     pub(crate) fn planned_undo(&self, step: StepIndex) -> &Undo {

@@ -160,7 +160,9 @@ pub struct Plan {
 /// Why a stored plan cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    #[error("the stored plan has format {found}, this program knows {PLAN_FORMAT} at most: use the newer program")]
+    #[error(
+        "the stored plan has format {found}, this program knows {PLAN_FORMAT} at most: use the newer program"
+    )]
     Newer { found: u32 },
     #[error("the stored plan cannot be read")]
     Garbled(#[source] serde_json::Error),
@@ -176,9 +178,16 @@ impl Plan {
     pub fn seal(operation: OperationId, draft: Draft) -> Result<Self, LintError> {
         let problems = lint(&draft);
         if problems.is_empty() {
-            Ok(Self { format: PLAN_FORMAT, operation, draft })
+            Ok(Self {
+                format: PLAN_FORMAT,
+                operation,
+                draft,
+            })
         } else {
-            Err(LintError { procedure: draft.procedure, problems })
+            Err(LintError {
+                procedure: draft.procedure,
+                problems,
+            })
         }
     }
 
@@ -199,6 +208,15 @@ impl Plan {
         self.draft.steps.get(step.position())
     }
 
+    pub fn index_of(&self, name: &StepName) -> Option<StepIndex> {
+        let position = self
+            .draft
+            .steps
+            .iter()
+            .position(|step| step.name == *name)?;
+        u32::try_from(position).ok().map(StepIndex)
+    }
+
     /// The stored form.
     pub fn encode(&self) -> Vec<u8> {
         encode(self)
@@ -216,12 +234,21 @@ impl Plan {
         let plan: Plan = serde_json::from_slice(bytes).map_err(PlanError::Garbled)?;
         // Checked again, because the rest of this room indexes steps and multiplies limits on the strength of it.
         let problems = lint(&plan.draft);
-        if problems.is_empty() { Ok(plan) } else { Err(LintError { procedure: plan.draft.procedure, problems }.into()) }
+        if problems.is_empty() {
+            Ok(plan)
+        } else {
+            Err(LintError {
+                procedure: plan.draft.procedure,
+                problems,
+            }
+            .into())
+        }
     }
 
     /// Identifies this plan with everything in it, its operation's id included.
     pub fn hash(&self) -> PlanHash {
-        let value = serde_json::to_value(self).expect("plain data with text keys always serializes");
+        let value =
+            serde_json::to_value(self).expect("plain data with text keys always serializes");
         let mut text = Vec::new();
         canonical(&value, &mut text);
         let digest = Sha256::digest(&text);
@@ -271,7 +298,9 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 /// the build may switch on, and a hash must not depend on that.
 fn canonical(value: &Value, text: &mut Vec<u8>) {
     match value {
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => text.extend(encode(value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
+            text.extend(encode(value))
+        }
         Value::Array(items) => {
             text.push(b'[');
             for item in items {
@@ -316,20 +345,34 @@ mod tests {
         let mut changed = draft();
         changed.steps[0].parameters = serde_json::json!({"members": 4});
         assert_ne!(Plan::seal(id(), changed).unwrap().hash(), hash);
-        assert_ne!(Plan::seal(OperationId::new("turnup-2").unwrap(), draft()).unwrap().hash(), hash);
+        assert_ne!(
+            Plan::seal(OperationId::new("turnup-2").unwrap(), draft())
+                .unwrap()
+                .hash(),
+            hash
+        );
     }
 
     #[test]
     fn the_canonical_text_does_not_depend_on_the_order_of_keys() {
         let mut text = Vec::new();
-        canonical(&serde_json::json!({"b": [1, {"z": null, "a": "x"}], "a": true}), &mut text);
-        assert_eq!(String::from_utf8(text).unwrap(), r#"{"a":true,"b":[1,{"a":"x","z":null,},],}"#);
+        canonical(
+            &serde_json::json!({"b": [1, {"z": null, "a": "x"}], "a": true}),
+            &mut text,
+        );
+        assert_eq!(
+            String::from_utf8(text).unwrap(),
+            r#"{"a":true,"b":[1,{"a":"x","z":null,},],}"#
+        );
     }
 
     #[test]
     fn a_newer_plan_is_refused_whatever_else_it_says() {
         let newer = br#"{"format": 2, "operation": {"something": "else"}}"#;
-        assert!(matches!(Plan::decode(newer), Err(PlanError::Newer { found: 2 })));
+        assert!(matches!(
+            Plan::decode(newer),
+            Err(PlanError::Newer { found: 2 })
+        ));
         assert!(matches!(Plan::decode(b"{}"), Err(PlanError::Garbled(_))));
     }
 
@@ -337,13 +380,22 @@ mod tests {
     fn a_stored_plan_is_linted_again() {
         let mut plan = Plan::seal(OperationId::new("turnup-1").unwrap(), draft()).unwrap();
         plan.draft.steps.clear();
-        assert!(matches!(Plan::decode(&plan.encode()), Err(PlanError::Lint(_))));
+        assert!(matches!(
+            Plan::decode(&plan.encode()),
+            Err(PlanError::Lint(_))
+        ));
     }
 
     #[test]
     fn pauses_double_up_to_the_longest() {
-        let retry = Retry { max_attempts: 9, first: Duration::from_millis(100), longest: Duration::from_millis(350) };
-        let pauses: Vec<u128> = [1, 2, 3, 4, 99].map(|n| retry.pause(n).as_millis()).to_vec();
+        let retry = Retry {
+            max_attempts: 9,
+            first: Duration::from_millis(100),
+            longest: Duration::from_millis(350),
+        };
+        let pauses: Vec<u128> = [1, 2, 3, 4, 99]
+            .map(|n| retry.pause(n).as_millis())
+            .to_vec();
         assert_eq!(pauses, [100, 200, 350, 350, 350]);
     }
 }

@@ -81,44 +81,105 @@ pub struct Record {
 #[serde(rename_all = "kebab-case", tag = "what")]
 pub enum Event {
     /// Always the first record.
-    Begun { plan: PlanHash },
+    Begun {
+        plan: PlanHash,
+    },
     /// A controller with this record's term answers for the operation from here on. An attempt that was under way is
     /// interrupted: nobody knows how far it came.
     TakenOver,
-    Approved { by: Person, plan: PlanHash },
+    Approved {
+        by: Person,
+        plan: PlanHash,
+    },
 
-    StepStarted { step: StepIndex, attempt: Attempt },
-    StepDone { step: StepIndex, attempt: Attempt, output: Value },
-    StepFailed { step: StepIndex, attempt: Attempt, kind: FailureKind, evidence: Evidence },
+    StepStarted {
+        step: StepIndex,
+        attempt: Attempt,
+    },
+    StepDone {
+        step: StepIndex,
+        attempt: Attempt,
+        output: Value,
+    },
+    StepFailed {
+        step: StepIndex,
+        attempt: Attempt,
+        kind: FailureKind,
+        evidence: Evidence,
+    },
     /// A manual step's turn has come. The person may have begun, so from here on it is undone as any other.
-    HandAsked { step: StepIndex },
+    HandAsked {
+        step: StepIndex,
+    },
     /// A person did a manual step, or did one at which the machinery got stuck.
-    DoneByHand { step: StepIndex, attempt: Attempt, by: Person, note: String },
-    VerifyPassed { step: StepIndex, attempt: Attempt },
-    VerifyFailed { step: StepIndex, attempt: Attempt, evidence: Evidence },
+    DoneByHand {
+        step: StepIndex,
+        attempt: Attempt,
+        by: Person,
+        note: String,
+    },
+    VerifyPassed {
+        step: StepIndex,
+        attempt: Attempt,
+    },
+    VerifyFailed {
+        step: StepIndex,
+        attempt: Attempt,
+        evidence: Evidence,
+    },
 
     /// The operation turns round, because `failed` is out of attempts.
-    UndoBegun { failed: StepIndex },
-    UndoStarted { step: StepIndex, attempt: Attempt },
-    UndoDone { step: StepIndex, attempt: Attempt },
-    UndoFailed { step: StepIndex, attempt: Attempt, kind: FailureKind, evidence: Evidence },
-    UndoneByHand { step: StepIndex, by: Person, note: String },
+    UndoBegun {
+        failed: StepIndex,
+    },
+    UndoStarted {
+        step: StepIndex,
+        attempt: Attempt,
+    },
+    UndoDone {
+        step: StepIndex,
+        attempt: Attempt,
+    },
+    UndoFailed {
+        step: StepIndex,
+        attempt: Attempt,
+        kind: FailureKind,
+        evidence: Evidence,
+    },
+    UndoneByHand {
+        step: StepIndex,
+        by: Person,
+        note: String,
+    },
 
     /// No further step begins; one that runs may end.
-    Paused { by: Asker, why: String },
+    Paused {
+        by: Asker,
+        why: String,
+    },
     /// The machinery is at its wits' end. A person resumes, cancels, does it by hand, or abandons.
-    Stuck { why: StuckWhy },
+    Stuck {
+        why: StuckWhy,
+    },
     /// Ends a pause. Ends being stuck too, with a new allowance of attempts, which is why only a person can.
-    Resumed { by: Person },
+    Resumed {
+        by: Person,
+    },
     /// The operation turns round, because somebody wants it to.
-    CancelAsked { by: Asker, why: String },
+    CancelAsked {
+        by: Asker,
+        why: String,
+    },
 
     /// Every step ran and was verified.
     Completed,
     /// Everything that was touched has been undone.
     Undone,
     /// A person takes things as they are. The operation is over and nothing was put right.
-    Abandoned { by: Person, why: String },
+    Abandoned {
+        by: Person,
+        why: String,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,7 +201,10 @@ impl Evidence {
         let mut text = text.into();
         if text.len() > limits::EVIDENCE_BYTES {
             const MARK: &str = " […]";
-            let end = text.floor_char_boundary(limits::EVIDENCE_BYTES - MARK.len());
+            let mut end = limits::EVIDENCE_BYTES - MARK.len();
+            while !text.is_char_boundary(end) {
+                end -= 1;
+            }
             text.truncate(end);
             text.push_str(MARK);
         }
@@ -154,6 +218,12 @@ impl Evidence {
 
 impl From<String> for Evidence {
     fn from(text: String) -> Self {
+        Self::new(text)
+    }
+}
+
+impl From<&str> for Evidence {
+    fn from(text: &str) -> Self {
         Self::new(text)
     }
 }
@@ -174,10 +244,17 @@ impl fmt::Display for Evidence {
 #[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum StuckWhy {
     /// Out of attempts, and the plan says to stop there.
-    StepFailed { step: StepIndex },
+    StepFailed {
+        step: StepIndex,
+    },
     /// Out of attempts, and `blocker`, which was touched, cannot be undone.
-    PastReturn { step: StepIndex, blocker: StepIndex },
-    UndoFailed { step: StepIndex },
+    PastReturn {
+        step: StepIndex,
+        blocker: StepIndex,
+    },
+    UndoFailed {
+        step: StepIndex,
+    },
 }
 
 /// How an operation ended.
@@ -205,7 +282,9 @@ impl fmt::Display for Outcome {
 /// Why a stored record cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    #[error("the stored record has format {found}, this program knows {RECORD_FORMAT} at most: use the newer program")]
+    #[error(
+        "the stored record has format {found}, this program knows {RECORD_FORMAT} at most: use the newer program"
+    )]
     Newer { found: u32 },
     #[error("the stored record cannot be read")]
     Garbled(#[source] serde_json::Error),
@@ -271,7 +350,10 @@ mod tests {
     fn an_unknown_event_of_a_known_format_is_garbled() {
         let text = String::from_utf8(record(Event::TakenOver).encode()).unwrap();
         let unknown = text.replace("taken-over", "teleported");
-        assert!(matches!(Record::decode(unknown.as_bytes()), Err(RecordError::Garbled(_))));
+        assert!(matches!(
+            Record::decode(unknown.as_bytes()),
+            Err(RecordError::Garbled(_))
+        ));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use homeostat_model::UnixMillis;
 
-use crate::operation::{Hold, Operation, Phase, Setback, StepState, UndoCause};
+use crate::operation::{Hold, Operation, Setback, StepState, StepTrack, UndoCause};
 use crate::plan::{Approval, Plan};
 use crate::record::{Event, FailureKind, Record, StepIndex, StuckWhy};
 
@@ -29,17 +29,32 @@ pub fn render(operation: &Operation) -> String {
             None => line(&mut text, &format!("  plan   {plan}, not approved yet")),
         }
     }
-    let width = operation.plan().steps().iter().map(|step| step.name.as_str().len()).max().unwrap_or(0);
+    let width = operation
+        .plan()
+        .steps()
+        .iter()
+        .map(|step| step.name.as_str().len())
+        .max()
+        .unwrap_or(0);
     for (planned, track) in operation.plan().steps().iter().zip(&operation.steps) {
-        line(&mut text, &format!("  {:<width$}  {}", planned.name, state(&track.state)));
+        line(
+            &mut text,
+            &format!("  {:<width$}  {}", planned.name, state(track)),
+        );
     }
-    match operation.phase() {
-        Phase::Undoing { cause } => line(&mut text, &format!("  undoes itself: {}", undo_cause(operation.plan(), cause))),
-        Phase::Planned | Phase::Forward | Phase::Over { .. } => {}
+    if let Some(cause) = operation.turned() {
+        let cause = undo_cause(operation.plan(), cause);
+        match operation.outcome() {
+            Some(_) => line(&mut text, &format!("  undid itself: {cause}")),
+            None => line(&mut text, &format!("  undoes itself: {cause}")),
+        }
     }
     match operation.hold() {
         Some(Hold::Paused { by, why }) => line(&mut text, &format!("  paused by {by}: {why}")),
-        Some(Hold::Stuck { why }) => line(&mut text, &format!("  stuck: {}", stuck(operation.plan(), why))),
+        Some(Hold::Stuck { why }) => line(
+            &mut text,
+            &format!("  stuck: {}", stuck(operation.plan(), why)),
+        ),
         None => {}
     }
     text
@@ -51,7 +66,11 @@ pub fn render_log(plan: &Plan, log: &[Record]) -> String {
     let mut text = String::new();
     for record in log {
         let since = record.at.0.saturating_sub(start.0);
-        line(&mut text, &format!("+{:>4}.{:03}s  {}", since / 1000, since % 1000, describe(plan, record)));
+        let since = format!("+{}.{:03}s", since / 1000, since % 1000);
+        line(
+            &mut text,
+            &format!("{since:<10} {}", describe(plan, record)),
+        );
     }
     text
 }
@@ -63,22 +82,49 @@ pub fn describe(plan: &Plan, record: &Record) -> String {
         Event::Begun { .. } => format!("begun: {}", plan.draft().why),
         Event::TakenOver => format!("taken over by the controller of term {}", record.term),
         Event::Approved { by, plan } => format!("approved by {by} (plan {})", plan.short()),
-        Event::StepStarted { step, attempt } => format!("{}: attempt {attempt}", name(step)),
+        Event::StepStarted { step, attempt } => format!("{}: attempt {attempt} begins", name(step)),
         Event::StepDone { step, .. } => format!("{}: ran", name(step)),
-        Event::StepFailed { step, attempt, kind, evidence } => {
-            format!("{}: attempt {attempt} {}: {evidence}", name(step), failed(*kind))
+        Event::StepFailed {
+            step,
+            attempt,
+            kind,
+            evidence,
+        } => {
+            format!(
+                "{}: attempt {attempt} {}: {evidence}",
+                name(step),
+                failed(*kind)
+            )
         }
         Event::HandAsked { step } => format!("{}: waits for a person", name(step)),
         Event::DoneByHand { step, by, note, .. } => format!("{}: done by {by}: {note}", name(step)),
         Event::VerifyPassed { step, .. } => format!("{}: verified", name(step)),
-        Event::VerifyFailed { step, attempt, evidence } => {
-            format!("{}: attempt {attempt} had no effect: {evidence}", name(step))
+        Event::VerifyFailed {
+            step,
+            attempt,
+            evidence,
+        } => {
+            format!(
+                "{}: attempt {attempt} had no effect: {evidence}",
+                name(step)
+            )
         }
         Event::UndoBegun { failed } => format!("undoes itself: {} failed", name(failed)),
-        Event::UndoStarted { step, attempt } => format!("{}: undo, attempt {attempt}", name(step)),
+        Event::UndoStarted { step, attempt } => {
+            format!("{}: undo, attempt {attempt} begins", name(step))
+        }
         Event::UndoDone { step, .. } => format!("{}: undone", name(step)),
-        Event::UndoFailed { step, attempt, kind, evidence } => {
-            format!("{}: undo, attempt {attempt} {}: {evidence}", name(step), failed(*kind))
+        Event::UndoFailed {
+            step,
+            attempt,
+            kind,
+            evidence,
+        } => {
+            format!(
+                "{}: undo, attempt {attempt} {}: {evidence}",
+                name(step),
+                failed(*kind)
+            )
         }
         Event::UndoneByHand { step, by, note } => format!("{}: undone by {by}: {note}", name(step)),
         Event::Paused { by, why } => format!("paused by {by}: {why}"),
@@ -91,17 +137,27 @@ pub fn describe(plan: &Plan, record: &Record) -> String {
     }
 }
 
-fn state(state: &StepState) -> String {
-    match state {
+fn state(track: &StepTrack) -> String {
+    match &track.state {
         StepState::NotStarted => "not started".to_owned(),
         StepState::Running { attempt } => format!("running (attempt {attempt})"),
         StepState::AskedByHand => "waits for a person".to_owned(),
         StepState::Ran { .. } => "ran, being verified".to_owned(),
-        StepState::Failed { attempt, setback, .. } => setback_text(setback, &format!("attempt {attempt}")),
+        StepState::Failed {
+            attempt, setback, ..
+        } => setback_text(setback, &format!("attempt {attempt}")),
         StepState::Passed { .. } => "done".to_owned(),
         StepState::Undoing { attempt } => format!("being undone (attempt {attempt})"),
-        StepState::UndoFailed { attempt, setback, .. } => setback_text(setback, &format!("undo, attempt {attempt}")),
-        StepState::Undone => "undone".to_owned(),
+        StepState::UndoFailed {
+            attempt, setback, ..
+        } => setback_text(setback, &format!("undo, attempt {attempt}")),
+        StepState::Undone => match &track.last_setback {
+            Some((attempt, setback)) => format!(
+                "undone ({})",
+                setback_text(setback, &format!("attempt {attempt}"))
+            ),
+            None => "undone".to_owned(),
+        },
     }
 }
 
@@ -141,7 +197,10 @@ fn undo_cause(plan: &Plan, cause: &UndoCause) -> String {
 
 fn step_name(plan: &Plan, step: StepIndex) -> String {
     // A record that came from elsewhere is rendered all the same: this is what a person reads to find out.
-    plan.step(step).map_or_else(|| format!("step number {}", step.0 + 1), |step| step.name.to_string())
+    plan.step(step).map_or_else(
+        || format!("step number {}", step.0 + 1),
+        |step| step.name.to_string(),
+    )
 }
 
 fn line(text: &mut String, line: &str) {

@@ -13,7 +13,11 @@ use crate::plan::Undo;
 use crate::record::{Attempt, StepIndex, StuckWhy};
 
 impl Operation {
-    pub(crate) fn step_started(&mut self, step: StepIndex, attempt: Attempt) -> Result<(), Illegal> {
+    pub(crate) fn step_started(
+        &mut self,
+        step: StepIndex,
+        attempt: Attempt,
+    ) -> Result<(), Illegal> {
         self.turn_to_run(step)?;
         self.not_held()?;
         if self.plan.steps()[step.position()].manual.is_some() {
@@ -32,13 +36,20 @@ impl Operation {
         }
         same_attempt(track.attempt, attempt)?;
         track.attempt = attempt;
+        track.output = None;
         track.state = StepState::Running { attempt };
         Ok(())
     }
 
-    pub(crate) fn step_done(&mut self, step: StepIndex, attempt: Attempt, output: &Value) -> Result<(), Illegal> {
+    pub(crate) fn step_done(
+        &mut self,
+        step: StepIndex,
+        attempt: Attempt,
+        output: &Value,
+    ) -> Result<(), Illegal> {
         let track = self.running(step, attempt)?;
-        track.state = StepState::Ran { attempt, output: output.clone() };
+        track.state = StepState::Ran { attempt };
+        track.output = Some(output.clone());
         Ok(())
     }
 
@@ -66,13 +77,24 @@ impl Operation {
     }
 
     /// Not refused during a pause: the person has already done it.
-    pub(crate) fn done_by_hand(&mut self, step: StepIndex, attempt: Attempt, note: &str) -> Result<(), Illegal> {
+    pub(crate) fn done_by_hand(
+        &mut self,
+        step: StepIndex,
+        attempt: Attempt,
+        note: &str,
+    ) -> Result<(), Illegal> {
         self.turn_to_run(step)?;
         let stuck_here = match &self.hold {
-            Some(Hold::Stuck { why: StuckWhy::StepFailed { step: at } | StuckWhy::PastReturn { step: at, .. } }) => {
-                *at == step
-            }
-            Some(Hold::Stuck { why: StuckWhy::UndoFailed { .. } } | Hold::Paused { .. }) | None => false,
+            Some(Hold::Stuck {
+                why: StuckWhy::StepFailed { step: at } | StuckWhy::PastReturn { step: at, .. },
+            }) => *at == step,
+            Some(
+                Hold::Stuck {
+                    why: StuckWhy::UndoFailed { .. },
+                }
+                | Hold::Paused { .. },
+            )
+            | None => false,
         };
         if self.plan.steps()[step.position()].manual.is_none() && !stuck_here {
             return Err(Illegal::NotByHand);
@@ -83,16 +105,20 @@ impl Operation {
         };
         same_attempt(track.attempt, attempt)?;
         track.attempt = attempt;
-        track.state = StepState::Ran { attempt, output: Value::String(note.to_owned()) };
+        track.state = StepState::Ran { attempt };
+        track.output = Some(Value::String(note.to_owned()));
         if stuck_here {
             self.hold = None;
         }
         Ok(())
     }
 
-    pub(crate) fn verify_passed(&mut self, step: StepIndex, attempt: Attempt) -> Result<(), Illegal> {
-        let (track, output) = self.ran(step, attempt)?;
-        track.state = StepState::Passed { attempt, output };
+    pub(crate) fn verify_passed(
+        &mut self,
+        step: StepIndex,
+        attempt: Attempt,
+    ) -> Result<(), Illegal> {
+        self.ran(step, attempt)?.state = StepState::Passed { attempt };
         Ok(())
     }
 
@@ -103,11 +129,15 @@ impl Operation {
         at: UnixMillis,
         setback: Setback,
     ) -> Result<(), Illegal> {
-        self.ran(step, attempt)?.0.set_back(attempt, at, setback);
+        self.ran(step, attempt)?.set_back(attempt, at, setback);
         Ok(())
     }
 
-    pub(crate) fn undo_started(&mut self, step: StepIndex, attempt: Attempt) -> Result<(), Illegal> {
+    pub(crate) fn undo_started(
+        &mut self,
+        step: StepIndex,
+        attempt: Attempt,
+    ) -> Result<(), Illegal> {
         self.turn_to_undo(step)?;
         self.not_held()?;
         if *self.planned_undo(step) != Undo::ByProcedure {
@@ -121,7 +151,9 @@ impl Operation {
     }
 
     pub(crate) fn undo_done(&mut self, step: StepIndex, attempt: Attempt) -> Result<(), Illegal> {
-        self.being_undone(step, attempt)?.state = StepState::Undone;
+        let track = self.being_undone(step, attempt)?;
+        track.state = StepState::Undone;
+        track.output = None;
         Ok(())
     }
 
@@ -132,19 +164,27 @@ impl Operation {
         at: UnixMillis,
         setback: Setback,
     ) -> Result<(), Illegal> {
-        self.being_undone(step, attempt)?.undo_set_back(attempt, at, setback);
+        self.being_undone(step, attempt)?
+            .undo_set_back(attempt, at, setback);
         Ok(())
     }
 
     pub(crate) fn undone_by_hand(&mut self, step: StepIndex) -> Result<(), Illegal> {
         self.turn_to_undo(step)?;
-        let stuck_here = self.hold == Some(Hold::Stuck { why: StuckWhy::UndoFailed { step } });
+        let stuck_here = self.hold
+            == Some(Hold::Stuck {
+                why: StuckWhy::UndoFailed { step },
+            });
         match self.planned_undo(step) {
             Undo::ByHand { .. } => {}
             Undo::ByProcedure | Undo::Nothing | Undo::Impossible { .. } if stuck_here => {}
-            Undo::ByProcedure | Undo::Nothing | Undo::Impossible { .. } => return Err(Illegal::NotByHand),
+            Undo::ByProcedure | Undo::Nothing | Undo::Impossible { .. } => {
+                return Err(Illegal::NotByHand);
+            }
         }
-        self.track_mut(step).state = StepState::Undone;
+        let track = self.track_mut(step);
+        track.state = StepState::Undone;
+        track.output = None;
         if stuck_here {
             self.hold = None;
         }
@@ -157,7 +197,9 @@ impl Operation {
         for track in &mut self.steps {
             match track.state {
                 StepState::Running { attempt } => track.set_back(attempt, at, Setback::Interrupted),
-                StepState::Undoing { attempt } => track.undo_set_back(attempt, at, Setback::Interrupted),
+                StepState::Undoing { attempt } => {
+                    track.undo_set_back(attempt, at, Setback::Interrupted)
+                }
                 StepState::NotStarted
                 | StepState::AskedByHand
                 | StepState::Ran { .. }
@@ -183,7 +225,11 @@ impl Operation {
             StuckWhy::StepFailed { step } => self.failed_for_good(step),
             StuckWhy::PastReturn { step, blocker } => {
                 self.failed_for_good(step)?;
-                if self.point_of_no_return() == Some(blocker) { Ok(()) } else { Err(Illegal::WrongState) }
+                if self.point_of_no_return() == Some(blocker) {
+                    Ok(())
+                } else {
+                    Err(Illegal::WrongState)
+                }
             }
             StuckWhy::UndoFailed { step } => {
                 self.turn_to_undo(step)?;
@@ -197,17 +243,22 @@ impl Operation {
     pub(crate) fn failed_for_good(&self, step: StepIndex) -> Result<(), Illegal> {
         self.turn_to_run(step)?;
         self.not_held()?;
-        if matches!(self.track(step).state, StepState::Failed { .. }) { Ok(()) } else { Err(Illegal::WrongState) }
+        if matches!(self.track(step).state, StepState::Failed { .. }) {
+            Ok(())
+        } else {
+            Err(Illegal::WrongState)
+        }
     }
 
     pub(crate) fn can_turn_round(&self) -> Result<(), Illegal> {
-        self.point_of_no_return().map_or(Ok(()), |step| Err(Illegal::PastReturn { step }))
+        self.point_of_no_return()
+            .map_or(Ok(()), |step| Err(Illegal::PastReturn { step }))
     }
 
     pub(crate) fn forward(&self) -> Result<(), Illegal> {
         match &self.phase {
             Phase::Forward => Ok(()),
-            Phase::Undoing { .. } => Err(Illegal::Undoing),
+            Phase::Undoing => Err(Illegal::Undoing),
             Phase::Planned => Err(Illegal::NotBegun),
             Phase::Over { outcome } => Err(Illegal::Over { outcome: *outcome }),
         }
@@ -215,7 +266,7 @@ impl Operation {
 
     pub(crate) fn undoing(&self) -> Result<(), Illegal> {
         match &self.phase {
-            Phase::Undoing { .. } => Ok(()),
+            Phase::Undoing => Ok(()),
             Phase::Forward => Err(Illegal::NotUndoing),
             Phase::Planned => Err(Illegal::NotBegun),
             Phase::Over { outcome } => Err(Illegal::Over { outcome: *outcome }),
@@ -223,11 +274,16 @@ impl Operation {
     }
 
     pub(crate) fn not_held(&self) -> Result<(), Illegal> {
-        if self.hold.is_some() { Err(Illegal::Held) } else { Ok(()) }
+        if self.hold.is_some() {
+            Err(Illegal::Held)
+        } else {
+            Ok(())
+        }
     }
 
     pub(crate) fn nothing_in_flight(&self) -> Result<(), Illegal> {
-        self.in_flight().map_or(Ok(()), |step| Err(Illegal::InFlight { step }))
+        self.in_flight()
+            .map_or(Ok(()), |step| Err(Illegal::InFlight { step }))
     }
 
     fn turn_to_run(&self, step: StepIndex) -> Result<(), Illegal> {
@@ -237,42 +293,52 @@ impl Operation {
         }
         self.nothing_in_flight()?;
         let turn = self.current();
-        if turn == Some(step) { Ok(()) } else { Err(Illegal::NotItsTurn { turn }) }
+        if turn == Some(step) {
+            Ok(())
+        } else {
+            Err(Illegal::NotItsTurn { turn })
+        }
     }
 
     fn turn_to_undo(&self, step: StepIndex) -> Result<(), Illegal> {
         self.undoing()?;
         self.nothing_in_flight()?;
         let turn = self.next_undo();
-        if turn == Some(step) { Ok(()) } else { Err(Illegal::NotItsTurn { turn }) }
+        if turn == Some(step) {
+            Ok(())
+        } else {
+            Err(Illegal::NotItsTurn { turn })
+        }
     }
 
     fn running(&mut self, step: StepIndex, attempt: Attempt) -> Result<&mut StepTrack, Illegal> {
         let track = self.steps.get_mut(step.position()).ok_or(Illegal::Stale)?;
-        if track.state == (StepState::Running { attempt }) { Ok(track) } else { Err(Illegal::Stale) }
+        if track.state == (StepState::Running { attempt }) {
+            Ok(track)
+        } else {
+            Err(Illegal::Stale)
+        }
     }
 
-    fn being_undone(&mut self, step: StepIndex, attempt: Attempt) -> Result<&mut StepTrack, Illegal> {
+    fn being_undone(
+        &mut self,
+        step: StepIndex,
+        attempt: Attempt,
+    ) -> Result<&mut StepTrack, Illegal> {
         let track = self.steps.get_mut(step.position()).ok_or(Illegal::Stale)?;
-        if track.state == (StepState::Undoing { attempt }) { Ok(track) } else { Err(Illegal::Stale) }
+        if track.state == (StepState::Undoing { attempt }) {
+            Ok(track)
+        } else {
+            Err(Illegal::Stale)
+        }
     }
 
-    fn ran(&mut self, step: StepIndex, attempt: Attempt) -> Result<(&mut StepTrack, Value), Illegal> {
+    fn ran(&mut self, step: StepIndex, attempt: Attempt) -> Result<&mut StepTrack, Illegal> {
         let track = self.steps.get_mut(step.position()).ok_or(Illegal::Stale)?;
-        match &track.state {
-            StepState::Ran { attempt: ran, output } if *ran == attempt => {
-                let output = output.clone();
-                Ok((track, output))
-            }
-            StepState::NotStarted
-            | StepState::Running { .. }
-            | StepState::AskedByHand
-            | StepState::Ran { .. }
-            | StepState::Failed { .. }
-            | StepState::Passed { .. }
-            | StepState::Undoing { .. }
-            | StepState::UndoFailed { .. }
-            | StepState::Undone => Err(Illegal::Stale),
+        if track.state == (StepState::Ran { attempt }) {
+            Ok(track)
+        } else {
+            Err(Illegal::Stale)
         }
     }
 
@@ -285,16 +351,29 @@ impl Operation {
 impl StepTrack {
     fn set_back(&mut self, attempt: Attempt, at: UnixMillis, setback: Setback) {
         self.tries.count(&setback);
-        self.state = StepState::Failed { attempt, at, setback };
+        self.last_setback = Some((attempt, setback.clone()));
+        self.state = StepState::Failed {
+            attempt,
+            at,
+            setback,
+        };
     }
 
     fn undo_set_back(&mut self, attempt: Attempt, at: UnixMillis, setback: Setback) {
         self.undo_tries.count(&setback);
-        self.state = StepState::UndoFailed { attempt, at, setback };
+        self.state = StepState::UndoFailed {
+            attempt,
+            at,
+            setback,
+        };
     }
 }
 
 fn same_attempt(last: Attempt, found: Attempt) -> Result<(), Illegal> {
     let expected = last.next();
-    if found == expected { Ok(()) } else { Err(Illegal::OtherAttempt { expected }) }
+    if found == expected {
+        Ok(())
+    } else {
+        Err(Illegal::OtherAttempt { expected })
+    }
 }

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use common::{Journal, alice, draft, failed, undo_failed};
 use homeostat_journal::*;
+use homeostat_model::UnixMillis;
 use proptest::prelude::*;
 
 /// What happens next in the first world.
@@ -129,33 +130,56 @@ impl Checker {
             }
             Event::HandAsked { step } => self.its_turn(*step),
             Event::StepDone { step, attempt, .. } => self.end(Way::Forward, *step, *attempt),
-            Event::StepFailed { step, attempt, kind, .. } => {
+            Event::StepFailed {
+                step,
+                attempt,
+                kind,
+                ..
+            } => {
                 self.end(Way::Forward, *step, *attempt);
                 self.fail(Way::Forward, *step, *kind);
             }
             Event::VerifyPassed { step, .. } => self.passed.push(*step),
-            Event::VerifyFailed { step, .. } => self.fail(Way::Forward, *step, FailureKind::Retryable),
+            Event::VerifyFailed { step, .. } => {
+                self.fail(Way::Forward, *step, FailureKind::Retryable)
+            }
             Event::UndoBegun { .. } | Event::CancelAsked { .. } => {
                 assert!(!self.turned, "turned round twice");
-                let blocker = self.touched.iter().find(|step| matches!(self.undo(**step), Undo::Impossible { .. }));
+                let blocker = self
+                    .touched
+                    .iter()
+                    .find(|step| matches!(self.undo(**step), Undo::Impossible { .. }));
                 assert_eq!(blocker, None, "half an undo was begun");
                 self.turned = true;
                 self.stuck = false;
             }
             Event::UndoStarted { step, attempt } => {
-                assert_eq!(self.to_undo().get(self.undone.len()), Some(step), "undo is not in reverse");
+                assert_eq!(
+                    self.to_undo().get(self.undone.len()),
+                    Some(step),
+                    "undo is not in reverse"
+                );
                 self.start(Way::Back, *step, *attempt);
             }
             Event::UndoDone { step, attempt } => {
                 self.end(Way::Back, *step, *attempt);
                 self.undone.push(*step);
             }
-            Event::UndoFailed { step, attempt, kind, .. } => {
+            Event::UndoFailed {
+                step,
+                attempt,
+                kind,
+                ..
+            } => {
                 self.end(Way::Back, *step, *attempt);
                 self.fail(Way::Back, *step, *kind);
             }
             Event::UndoneByHand { step, .. } => {
-                assert_eq!(self.to_undo().get(self.undone.len()), Some(step), "undo is not in reverse");
+                assert_eq!(
+                    self.to_undo().get(self.undone.len()),
+                    Some(step),
+                    "undo is not in reverse"
+                );
                 self.undone.push(*step);
                 self.stuck = false;
             }
@@ -173,7 +197,11 @@ impl Checker {
             }
             Event::DoneByHand { .. } => self.stuck = false,
             Event::Completed => {
-                assert_eq!(self.passed.len(), self.plan.steps().len(), "complete without all steps");
+                assert_eq!(
+                    self.passed.len(),
+                    self.plan.steps().len(),
+                    "complete without all steps"
+                );
                 self.over = true;
             }
             Event::Undone => {
@@ -194,12 +222,21 @@ impl Checker {
 
     /// All that has to be undone, in the order in which it has to be.
     fn to_undo(&self) -> Vec<StepIndex> {
-        self.touched.iter().rev().copied().filter(|step| *self.undo(*step) != Undo::Nothing).collect()
+        self.touched
+            .iter()
+            .rev()
+            .copied()
+            .filter(|step| *self.undo(*step) != Undo::Nothing)
+            .collect()
     }
 
     fn its_turn(&mut self, step: StepIndex) {
         assert!(!self.turned, "a step began while undoing");
-        assert_eq!(self.passed.len(), step.position(), "a step began before the former was verified");
+        assert_eq!(
+            self.passed.len(),
+            step.position(),
+            "a step began before the former was verified"
+        );
         if !self.touched.contains(&step) {
             self.touched.push(step);
         }
@@ -211,13 +248,23 @@ impl Checker {
         self.in_flight = Some((way, step, attempt));
         if self.allowance == Allowance::Checked {
             let spent = self.spent.entry((way, step)).or_default();
-            assert!(spent.failures < self.plan.step(step).unwrap().retry.max_attempts, "an attempt too many");
-            assert!(spent.interruptions < limits::INTERRUPTIONS, "an interruption too many");
+            assert!(
+                spent.failures < self.plan.step(step).unwrap().retry.max_attempts,
+                "an attempt too many"
+            );
+            assert!(
+                spent.interruptions < limits::INTERRUPTIONS,
+                "an interruption too many"
+            );
         }
     }
 
     fn end(&mut self, way: Way, step: StepIndex, attempt: Attempt) {
-        assert_eq!(self.in_flight.take(), Some((way, step, attempt)), "the result of something else");
+        assert_eq!(
+            self.in_flight.take(),
+            Some((way, step, attempt)),
+            "the result of something else"
+        );
     }
 
     fn fail(&mut self, way: Way, step: StepIndex, kind: FailureKind) {
@@ -237,7 +284,11 @@ fn live(plan: Draft, fates: &[Fate]) -> Journal {
         let todo = journal.settle();
         let fate = fates.next().unwrap_or(Fate::Good);
         meddle(&mut journal, fate);
-        let todo = if journal.settle() == todo { todo } else { continue };
+        let todo = if journal.settle() == todo {
+            todo
+        } else {
+            continue;
+        };
         match todo {
             Next::Done { .. } => return journal,
             Next::Run { step, attempt } => {
@@ -245,25 +296,44 @@ fn live(plan: Draft, fates: &[Fate]) -> Journal {
                 attempted(
                     &mut journal,
                     fate,
-                    Event::StepDone { step, attempt, output: serde_json::json!(step.0) },
-                    |kind| Event::StepFailed { step, attempt, kind, evidence: Evidence::new("no answer") },
+                    Event::StepDone {
+                        step,
+                        attempt,
+                        output: serde_json::json!(step.0),
+                    },
+                    |kind| Event::StepFailed {
+                        step,
+                        attempt,
+                        kind,
+                        evidence: Evidence::new("no answer"),
+                    },
                 );
             }
             Next::Undo { step, attempt } => {
                 journal.add(Event::UndoStarted { step, attempt });
-                attempted(&mut journal, fate, Event::UndoDone { step, attempt }, |kind| Event::UndoFailed {
-                    step,
-                    attempt,
-                    kind,
-                    evidence: Evidence::new("no answer"),
-                });
+                attempted(
+                    &mut journal,
+                    fate,
+                    Event::UndoDone { step, attempt },
+                    |kind| Event::UndoFailed {
+                        step,
+                        attempt,
+                        kind,
+                        evidence: Evidence::new("no answer"),
+                    },
+                );
             }
             Next::Verify { step, attempt } => {
-                attempted(&mut journal, fate, Event::VerifyPassed { step, attempt }, |_| Event::VerifyFailed {
-                    step,
-                    attempt,
-                    evidence: Evidence::new("not there"),
-                });
+                attempted(
+                    &mut journal,
+                    fate,
+                    Event::VerifyPassed { step, attempt },
+                    |_| Event::VerifyFailed {
+                        step,
+                        attempt,
+                        evidence: Evidence::new("not there"),
+                    },
+                );
             }
             Next::NeedsOperator(need) => operate(&mut journal, need),
             other @ (Next::Note(_) | Next::InFlight { .. } | Next::Wait(_)) => {
@@ -272,7 +342,10 @@ fn live(plan: Draft, fates: &[Fate]) -> Journal {
         }
         journal.pass(10);
     }
-    panic!("it never ends:\n{}", render_log(journal.operation.plan(), &journal.log));
+    panic!(
+        "it never ends:\n{}",
+        render_log(journal.operation.plan(), &journal.log)
+    );
 }
 
 fn attempted(journal: &mut Journal, fate: Fate, good: Event, bad: impl Fn(FailureKind) -> Event) {
@@ -282,10 +355,15 @@ fn attempted(journal: &mut Journal, fate: Fate, good: Event, bad: impl Fn(Failur
         Fate::CrashInside => journal.crash(),
         Fate::CancelInside => {
             // Refused past the point of no return, and while it undoes itself.
-            let _ = journal.try_add(Event::CancelAsked { by: Asker::Person(alice()), why: "no".into() });
+            let _ = journal.try_add(Event::CancelAsked {
+                by: Asker::Person(alice()),
+                why: "no".into(),
+            });
             journal.add(good);
         }
-        Fate::Good | Fate::CrashOutside | Fate::Pause | Fate::Cancel | Fate::Abandon => journal.add(good),
+        Fate::Good | Fate::CrashOutside | Fate::Pause | Fate::Cancel | Fate::Abandon => {
+            journal.add(good)
+        }
     }
 }
 
@@ -298,18 +376,41 @@ fn meddle(journal: &mut Journal, fate: Fate) {
             journal.crash();
             Ok(())
         }
-        Fate::Pause => journal.try_add(Event::Paused { by: by(), why: why() }),
-        Fate::Cancel => journal.try_add(Event::CancelAsked { by: by(), why: why() }),
-        Fate::Abandon => journal.try_add(Event::Abandoned { by: alice(), why: why() }),
-        Fate::Good | Fate::Bad | Fate::Hopeless | Fate::CrashInside | Fate::CrashOutside | Fate::CancelInside => Ok(()),
+        Fate::Pause => journal.try_add(Event::Paused {
+            by: by(),
+            why: why(),
+        }),
+        Fate::Cancel => journal.try_add(Event::CancelAsked {
+            by: by(),
+            why: why(),
+        }),
+        Fate::Abandon => journal.try_add(Event::Abandoned {
+            by: alice(),
+            why: why(),
+        }),
+        Fate::Good
+        | Fate::Bad
+        | Fate::Hopeless
+        | Fate::CrashInside
+        | Fate::CrashOutside
+        | Fate::CancelInside => Ok(()),
     };
 }
 
 fn operate(journal: &mut Journal, need: Need) {
     journal.add(match need {
         Need::Approval { plan } => Event::Approved { by: alice(), plan },
-        Need::ByHand { step, attempt, .. } => Event::DoneByHand { step, attempt, by: alice(), note: "done".into() },
-        Need::UndoByHand { step, .. } => Event::UndoneByHand { step, by: alice(), note: "undone".into() },
+        Need::ByHand { step, attempt, .. } => Event::DoneByHand {
+            step,
+            attempt,
+            by: alice(),
+            note: "done".into(),
+        },
+        Need::UndoByHand { step, .. } => Event::UndoneByHand {
+            step,
+            by: alice(),
+            note: "undone".into(),
+        },
         Need::Held(_) => Event::Resumed { by: alice() },
     });
 }
@@ -323,7 +424,11 @@ fn events() -> impl Strategy<Value = Event> {
     let text = || "because".to_owned();
     prop_oneof![
         (step(), attempt()).prop_map(|(step, attempt)| Event::StepStarted { step, attempt }),
-        (step(), attempt()).prop_map(|(step, attempt)| Event::StepDone { step, attempt, output: true.into() }),
+        (step(), attempt()).prop_map(|(step, attempt)| Event::StepDone {
+            step,
+            attempt,
+            output: true.into()
+        }),
         (step(), attempt(), kind()).prop_map(move |(step, attempt, kind)| Event::StepFailed {
             step,
             attempt,
@@ -331,10 +436,18 @@ fn events() -> impl Strategy<Value = Event> {
             evidence: evidence()
         }),
         (step(), attempt()).prop_map(|(step, attempt)| Event::VerifyPassed { step, attempt }),
-        (step(), attempt()).prop_map(move |(step, attempt)| Event::VerifyFailed { step, attempt, evidence: evidence() }),
+        (step(), attempt()).prop_map(move |(step, attempt)| Event::VerifyFailed {
+            step,
+            attempt,
+            evidence: evidence()
+        }),
         step().prop_map(|step| Event::HandAsked { step }),
-        (step(), attempt())
-            .prop_map(move |(step, attempt)| Event::DoneByHand { step, attempt, by: alice(), note: text() }),
+        (step(), attempt()).prop_map(move |(step, attempt)| Event::DoneByHand {
+            step,
+            attempt,
+            by: alice(),
+            note: text()
+        }),
         step().prop_map(|failed| Event::UndoBegun { failed }),
         (step(), attempt()).prop_map(|(step, attempt)| Event::UndoStarted { step, attempt }),
         (step(), attempt()).prop_map(|(step, attempt)| Event::UndoDone { step, attempt }),
@@ -344,22 +457,40 @@ fn events() -> impl Strategy<Value = Event> {
             kind,
             evidence: evidence()
         }),
-        step().prop_map(move |step| Event::UndoneByHand { step, by: alice(), note: text() }),
-        step().prop_map(|step| Event::Stuck { why: StuckWhy::StepFailed { step } }),
-        step().prop_map(|step| Event::Stuck { why: StuckWhy::UndoFailed { step } }),
-        (step(), step()).prop_map(|(step, blocker)| Event::Stuck { why: StuckWhy::PastReturn { step, blocker } }),
-        Just(Event::Begun { plan: PlanHash::from(String::new()) }),
+        step().prop_map(move |step| Event::UndoneByHand {
+            step,
+            by: alice(),
+            note: text()
+        }),
+        step().prop_map(|step| Event::Stuck {
+            why: StuckWhy::StepFailed { step }
+        }),
+        step().prop_map(|step| Event::Stuck {
+            why: StuckWhy::UndoFailed { step }
+        }),
+        (step(), step()).prop_map(|(step, blocker)| Event::Stuck {
+            why: StuckWhy::PastReturn { step, blocker }
+        }),
+        Just(Event::Begun {
+            plan: PlanHash::from(String::new())
+        }),
         Just(Event::TakenOver),
-        Just(Event::Paused { by: Asker::Person(alice()), why: text() }),
+        Just(Event::Paused {
+            by: Asker::Person(alice()),
+            why: text()
+        }),
         Just(Event::Resumed { by: alice() }),
-        Just(Event::CancelAsked { by: Asker::Automation("drain".into()), why: text() }),
+        Just(Event::CancelAsked {
+            by: Asker::Automation("drain".into()),
+            why: text()
+        }),
         Just(Event::Completed),
         Just(Event::Undone),
     ]
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
     fn every_life_is_safe_and_ends(plan in plans(), fates in prop::collection::vec(fate(), 0..60)) {
@@ -374,16 +505,56 @@ proptest! {
     }
 
     #[test]
-    fn no_log_that_is_accepted_breaks_a_rule(plan in plans(), events in prop::collection::vec(events(), 0..400)) {
+    fn no_log_that_is_accepted_breaks_a_rule(plan in plans(), events in prop::collection::vec(prop::option::weighted(0.7, events()), 0..200)) {
         let mut journal = Journal::of(plan);
         let mut checker = Checker::new(journal.operation.plan().clone(), Allowance::Open);
         journal.add(Event::Begun { plan: journal.operation.hash().clone() });
         for event in events {
+            // Now and then what is expected, or hardly any log would come to its end.
+            let event = event.unwrap_or_else(|| expected(&journal));
             if journal.try_add(event.clone()).is_ok() {
                 checker.see(&event);
+                what_next_says_is_accepted(&journal);
             }
-            what_next_says_is_accepted(&journal);
         }
+    }
+}
+
+/// What an executor to whom nothing ever happens would write next.
+fn expected(journal: &Journal) -> Event {
+    let by = alice;
+    match next(&journal.operation, &Brake::Released, UnixMillis(u64::MAX)) {
+        Next::Run { step, attempt } => Event::StepStarted { step, attempt },
+        Next::Verify { step, attempt } => Event::VerifyPassed { step, attempt },
+        Next::Undo { step, attempt } => Event::UndoStarted { step, attempt },
+        Next::Note(event) => event,
+        Next::InFlight { step } => match journal.operation.step_state(step).unwrap() {
+            StepState::Undoing { attempt } => Event::UndoDone {
+                step,
+                attempt: *attempt,
+            },
+            StepState::Running { attempt } => Event::StepDone {
+                step,
+                attempt: *attempt,
+                output: true.into(),
+            },
+            other => panic!("{other:?} is not in flight"),
+        },
+        Next::Wait(wait) => panic!("waiting for {wait:?} at the end of time"),
+        Next::NeedsOperator(Need::Approval { plan }) => Event::Approved { by: by(), plan },
+        Next::NeedsOperator(Need::ByHand { step, attempt, .. }) => Event::DoneByHand {
+            step,
+            attempt,
+            by: by(),
+            note: String::new(),
+        },
+        Next::NeedsOperator(Need::UndoByHand { step, .. }) => Event::UndoneByHand {
+            step,
+            by: by(),
+            note: String::new(),
+        },
+        Next::NeedsOperator(Need::Held(_)) => Event::Resumed { by: by() },
+        Next::Done { .. } => Event::TakenOver,
     }
 }
 

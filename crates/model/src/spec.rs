@@ -227,8 +227,8 @@ pub enum ProbeSpec {
     Sql { service: ServiceName, query: String, want: Option<String> },
     /// Exit code 0 passes; run on the machine that the controller picks, or, when it names `${dir.TASK}` (the data folder
     /// of another task, allowed here only), on the machine of that task. Of the variables of [`TaskTemplate`] it may use
-    /// `${package}`, `${dir}` (a folder of the check's own), `${machine}`, `${address}`, `${endpoint.SERVICE}` and, in
-    /// `files`, `${secret.SERVICE.NAME}`.
+    /// `${package}`, `${dir}` (the check's own folder, kept between runs), `${machine}`, `${endpoint.SERVICE}`
+    /// and, in `files`, `${secret.SERVICE.NAME}`.
     Command { package: Option<PackageName>, command: Vec<String>, files: Vec<FileTemplate> },
     /// Every task of the service runs; for SQL also: every member replicates.
     Tasks { service: ServiceName },

@@ -59,7 +59,9 @@ pub struct Run {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Due {
     pub runs: Vec<Run>,
-    /// Verdicts that changed because a probe was given up.
+    /// Probes that nobody reported in time. Their room is given to others, so end them if they still run.
+    pub given_up: Vec<Run>,
+    /// Verdicts that changed because of that.
     pub changes: Vec<Change>,
 }
 
@@ -93,9 +95,22 @@ impl Engine {
         Self::with_rules(suite, config, now, Rules::ALL_HOLD)
     }
 
-    pub(crate) fn with_rules(suite: Suite, config: EngineConfig, now: Moment, rules: Rules) -> Self {
+    pub(crate) fn with_rules(
+        suite: Suite,
+        config: EngineConfig,
+        now: Moment,
+        rules: Rules,
+    ) -> Self {
         let states = suite.ids().map(|id| State::new(&suite, id, now)).collect();
-        let mut engine = Self { suite, config, rules, states, latest: Attempt(0), queue: BTreeSet::new(), overdue: BTreeSet::new() };
+        let mut engine = Self {
+            suite,
+            config,
+            rules,
+            states,
+            latest: Attempt(0),
+            queue: BTreeSet::new(),
+            overdue: BTreeSet::new(),
+        };
         for id in engine.suite.ids() {
             engine.place(id);
         }
@@ -109,11 +124,12 @@ impl Engine {
     /// Hands out the probes whose turn has come, and gives up those that nobody reported.
     pub fn due(&mut self, now: Moment) -> Due {
         let mut news = News::at(now);
+        let mut given_up = Vec::new();
         if self.rules.hold(Rule::GiveUpLostRuns) {
             while let Some(&(at, id)) = self.overdue.first()
                 && at <= now
             {
-                self.give_up(id, &mut news);
+                given_up.extend(self.give_up(id, &mut news));
             }
         }
         let mut runs = Vec::new();
@@ -123,7 +139,11 @@ impl Engine {
         {
             runs.push(self.start(id, now));
         }
-        Due { runs, changes: news.changes }
+        Due {
+            runs,
+            given_up,
+            changes: news.changes,
+        }
     }
 
     /// Takes in what came of a probe.
@@ -136,7 +156,10 @@ impl Engine {
         observation: Observation,
         now: Moment,
     ) -> Result<Vec<Change>, StaleRun> {
-        let stale = || StaleRun { name: self.suite.name(run.check).clone(), attempt: run.attempt };
+        let stale = || StaleRun {
+            name: self.suite.name(run.check).clone(),
+            attempt: run.attempt,
+        };
         let running = match &self.states[run.check.index()].turn {
             Turn::Running(running) if running.attempt == run.attempt => running.clone(),
             Turn::Running(running) if !self.rules.hold(Rule::DropStaleReports) => running.clone(),
@@ -146,9 +169,14 @@ impl Engine {
         self.overdue.remove(&(running.overdue_at, run.check));
         let next = match running.soundness {
             Soundness::Spoiled if self.rules.hold(Rule::DropSpoiledResults) => now,
-            Soundness::Sound | Soundness::Spoiled => self.believe(run.check, &running, observation, &mut news),
+            Soundness::Sound | Soundness::Spoiled => {
+                self.believe(run.check, &running, observation, &mut news)
+            }
         };
-        self.wait_until(run.check, running.again.map_or(next, |again| again.min(next)));
+        self.wait_until(
+            run.check,
+            running.again.map_or(next, |again| again.min(next)),
+        );
         self.follow_up(&mut news);
         Ok(news.changes)
     }
@@ -156,7 +184,9 @@ impl Engine {
     /// Something happened to what a check is about, so it is worth a look before its turn: as soon as it may run,
     /// but not more often than the retry interval, however many events there are.
     pub fn look_again(&mut self, check: CheckId, now: Moment) {
-        let rested = self.states[check.index()].started.map_or(now, |started| started.after(self.config.retry));
+        let rested = self.states[check.index()]
+            .started
+            .map_or(now, |started| started.after(self.config.retry));
         self.hasten(check, rested.max(now));
     }
 
@@ -183,7 +213,9 @@ impl Engine {
             for &need in self.suite.needs(id) {
                 match self.verdict(need) {
                     Verdict::Unknown(Unknown::Waiting) if seen.insert(need) => to_visit.push(need),
-                    Verdict::Unknown(Unknown::Due | Unknown::NotRun { .. } | Unknown::Lost { .. }) => {
+                    Verdict::Unknown(
+                        Unknown::Due | Unknown::NotRun { .. } | Unknown::Lost { .. },
+                    ) => {
                         origins.insert(need);
                     }
                     Verdict::Unknown(Unknown::Waiting)
@@ -199,12 +231,20 @@ impl Engine {
 
     /// When [`due`](Self::due) will have something to do, unless a report comes first. `None`: not before one does.
     pub fn wake_at(&self) -> Option<Moment> {
-        let turn = if self.has_room() { self.queue.first() } else { None };
-        turn.into_iter().chain(self.overdue.first()).map(|&(at, _)| at).min()
+        let turn = if self.has_room() {
+            self.queue.first()
+        } else {
+            None
+        };
+        turn.into_iter()
+            .chain(self.overdue.first())
+            .map(|&(at, _)| at)
+            .min()
     }
 
     fn has_room(&self) -> bool {
-        self.overdue.len() < self.config.most_at_once.get() || !self.rules.hold(Rule::BoundConcurrency)
+        self.overdue.len() < self.config.most_at_once.get()
+            || !self.rules.hold(Rule::BoundConcurrency)
     }
 
     fn start(&mut self, id: CheckId, now: Moment) -> Run {
@@ -214,27 +254,59 @@ impl Engine {
         self.latest = attempt;
         let state = &mut self.states[id.index()];
         state.started = Some(now);
-        state.turn = Turn::Running(Running { attempt, overdue_at, soundness: Soundness::Sound, again: None });
+        state.turn = Turn::Running(Running {
+            attempt,
+            overdue_at,
+            soundness: Soundness::Sound,
+            again: None,
+        });
         self.overdue.insert((overdue_at, id));
         self.place(id);
-        Run { check: id, attempt, timeout }
+        Run {
+            check: id,
+            attempt,
+            timeout,
+        }
     }
 
-    fn give_up(&mut self, id: CheckId, news: &mut News) {
-        let state = &self.states[id.index()];
-        if let Turn::Running(running) = &state.turn {
-            self.overdue.remove(&(running.overdue_at, id));
-        }
-        let next = self.not_run(id, Unknown::Lost { at: news.now }, news);
+    fn give_up(&mut self, id: CheckId, news: &mut News) -> Option<Run> {
+        let running = match &self.states[id.index()].turn {
+            Turn::Running(running) => running.clone(),
+            Turn::Waiting { .. } => return None,
+        };
+        self.overdue.remove(&(running.overdue_at, id));
+        let next = match running.soundness {
+            // It would not have counted anyway, and the verdict follows from the dependencies.
+            Soundness::Spoiled => news.now,
+            Soundness::Sound => self.not_run(id, Unknown::Lost { at: news.now }, news),
+        };
         self.wait_until(id, next);
         self.follow_up(news);
+        Some(Run {
+            check: id,
+            attempt: running.attempt,
+            timeout: self.suite.check(id).timeout,
+        })
     }
 
-    fn believe(&mut self, id: CheckId, running: &Running, observation: Observation, news: &mut News) -> Moment {
+    fn believe(
+        &mut self,
+        id: CheckId,
+        running: &Running,
+        observation: Observation,
+        news: &mut News,
+    ) -> Moment {
         match observation.outcome {
             Outcome::Passed => self.passed(id, running.attempt, observation, news),
             Outcome::Failed => self.failed(id, observation, news),
-            Outcome::NotRun => self.not_run(id, Unknown::NotRun { why: observation.seen, at: news.now }, news),
+            Outcome::NotRun => self.not_run(
+                id,
+                Unknown::NotRun {
+                    why: observation.seen,
+                    at: news.now,
+                },
+                news,
+            ),
         }
     }
 
@@ -253,7 +325,9 @@ impl Engine {
         match &mut self.states[id.index()].turn {
             Turn::Waiting { at: turn } => *turn = at.min(*turn),
             // What runs now began before the event, and may not have seen it.
-            Turn::Running(running) => running.again = Some(running.again.map_or(at, |again| again.min(at))),
+            Turn::Running(running) => {
+                running.again = Some(running.again.map_or(at, |again| again.min(at)))
+            }
         }
         self.place(id);
     }

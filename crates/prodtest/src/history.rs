@@ -33,7 +33,10 @@ impl History {
     }
 
     pub(crate) fn rate(self) -> FlakeRate {
-        FlakeRate { flakes: self.flaked.count_ones(), of: self.count }
+        FlakeRate {
+            flakes: self.flaked.count_ones(),
+            of: self.count,
+        }
     }
 
     fn push(&mut self, bit: u64) {
@@ -62,7 +65,10 @@ impl FlakeRate {
         let centre = p + Z * Z / (2.0 * n);
         let spread = Z * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
         let scale = 1.0 + Z * Z / n;
-        (((centre - spread) / scale).max(0.0), ((centre + spread) / scale).min(1.0))
+        (
+            ((centre - spread) / scale).max(0.0),
+            ((centre + spread) / scale).min(1.0),
+        )
     }
 
     /// Whether the check is flaky beyond doubt: even the lower end of the interval is too much.
@@ -83,7 +89,10 @@ mod tests {
     fn interval_agrees_with_published_values() {
         // Wilson 95 % for 10 of 100: 0.0552 to 0.1744 (Newcombe 1998, method 3).
         let (low, high) = rate(10, 100).interval();
-        assert!((low - 0.0552).abs() < 5e-5 && (high - 0.1744).abs() < 5e-5, "{low} {high}");
+        assert!(
+            (low - 0.0552).abs() < 5e-5 && (high - 0.1744).abs() < 5e-5,
+            "{low} {high}"
+        );
         assert_eq!(rate(0, 0).interval(), (0.0, 1.0));
         assert!(rate(0, 64).interval().0.abs() < 1e-12);
     }

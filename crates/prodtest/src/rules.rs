@@ -46,14 +46,18 @@ impl Rules {
         Self { broken: Some(rule) }
     }
 
-    #[inline]
     pub(crate) fn hold(self, rule: Rule) -> bool {
-        #[cfg(test)]
-        if self.broken == Some(rule) {
-            return false;
-        }
-        let _ = rule;
-        true
+        self.broken() != Some(rule)
+    }
+
+    #[cfg(test)]
+    fn broken(self) -> Option<Rule> {
+        self.broken
+    }
+
+    #[cfg(not(test))]
+    fn broken(self) -> Option<Rule> {
+        None
     }
 }
 

@@ -84,7 +84,11 @@ pub enum SuiteError {
 }
 
 fn path(cycle: &[CheckName]) -> String {
-    let names: Vec<&str> = cycle.iter().chain(cycle.first()).map(CheckName::as_str).collect();
+    let names: Vec<&str> = cycle
+        .iter()
+        .chain(cycle.first())
+        .map(CheckName::as_str)
+        .collect();
     names.join(" after ")
 }
 
@@ -98,7 +102,9 @@ impl Suite {
             return Err(SuiteError::Empty);
         }
         if u32::try_from(checks.len()).is_err() {
-            return Err(SuiteError::TooMany { count: checks.len() });
+            return Err(SuiteError::TooMany {
+                count: checks.len(),
+            });
         }
         let declared = positions(&checks)?;
         let needs = dependencies(&checks, &declared)?;
@@ -149,7 +155,11 @@ impl Suite {
             ids.insert(check.name.clone(), id);
             let mut needs: Vec<CheckId> = needs.into_iter().map(|need| id_of[need]).collect();
             needs.sort_unstable();
-            slots[id.index()] = Some(Node { check, needs, dependents: Vec::new() });
+            slots[id.index()] = Some(Node {
+                check,
+                needs,
+                dependents: Vec::new(),
+            });
         }
         let mut nodes: Vec<Node> = slots.into_iter().flatten().collect();
         for index in 0..nodes.len() {
@@ -166,28 +176,44 @@ fn positions(checks: &[Check]) -> Result<BTreeMap<&CheckName, usize>, SuiteError
     let mut declared = BTreeMap::new();
     for (position, check) in checks.iter().enumerate() {
         if check.confirm == 0 {
-            return Err(SuiteError::NeverConfirmed { name: check.name.clone() });
+            return Err(SuiteError::NeverConfirmed {
+                name: check.name.clone(),
+            });
         }
         if check.every < Duration::from_millis(1) {
-            return Err(SuiteError::NoInterval { name: check.name.clone() });
+            return Err(SuiteError::NoInterval {
+                name: check.name.clone(),
+            });
         }
         if declared.insert(&check.name, position).is_some() {
-            return Err(SuiteError::Duplicate { name: check.name.clone() });
+            return Err(SuiteError::Duplicate {
+                name: check.name.clone(),
+            });
         }
     }
     Ok(declared)
 }
 
 /// The dependencies of each check by place, each once.
-fn dependencies(checks: &[Check], declared: &BTreeMap<&CheckName, usize>) -> Result<Vec<Vec<usize>>, SuiteError> {
+fn dependencies(
+    checks: &[Check],
+    declared: &BTreeMap<&CheckName, usize>,
+) -> Result<Vec<Vec<usize>>, SuiteError> {
     let of_one = |check: &Check| {
         let known = |after: &CheckName| {
-            declared.get(after).copied().ok_or_else(|| SuiteError::UnknownDependency {
-                name: check.name.clone(),
-                after: after.clone(),
-            })
+            declared
+                .get(after)
+                .copied()
+                .ok_or_else(|| SuiteError::UnknownDependency {
+                    name: check.name.clone(),
+                    after: after.clone(),
+                })
         };
-        let mut needs = check.after.iter().map(known).collect::<Result<Vec<usize>, _>>()?;
+        let mut needs = check
+            .after
+            .iter()
+            .map(known)
+            .collect::<Result<Vec<usize>, _>>()?;
         needs.sort_unstable();
         needs.dedup();
         Ok(needs)
@@ -205,7 +231,10 @@ fn topological(checks: &[Check], needs: &[Vec<usize>]) -> Result<Vec<usize>, Sui
             dependents[need].push(position);
         }
     }
-    let mut ready: BinaryHeap<Reverse<usize>> = (0..needs.len()).filter(|&p| open[p] == 0).map(Reverse).collect();
+    let mut ready: BinaryHeap<Reverse<usize>> = (0..needs.len())
+        .filter(|&p| open[p] == 0)
+        .map(Reverse)
+        .collect();
     let mut order = Vec::with_capacity(needs.len());
     while let Some(Reverse(position)) = ready.pop() {
         order.push(position);
@@ -216,7 +245,11 @@ fn topological(checks: &[Check], needs: &[Vec<usize>]) -> Result<Vec<usize>, Sui
             }
         }
     }
-    if order.len() == needs.len() { Ok(order) } else { Err(find_cycle(checks, needs, &open)) }
+    if order.len() == needs.len() {
+        Ok(order)
+    } else {
+        Err(find_cycle(checks, needs, &open))
+    }
 }
 
 /// What Kahn's algorithm leaves over waits for something else left over; following that must come round again.
@@ -234,7 +267,12 @@ fn find_cycle(checks: &[Check], needs: &[Vec<usize>], open: &[usize]) -> SuiteEr
         walk.push(position);
         next = needs[position].iter().copied().find(left_over);
     }
-    SuiteError::Cycle { cycle: walk.into_iter().map(|position| checks[position].name.clone()).collect() }
+    SuiteError::Cycle {
+        cycle: walk
+            .into_iter()
+            .map(|position| checks[position].name.clone())
+            .collect(),
+    }
 }
 
 #[cfg(test)]

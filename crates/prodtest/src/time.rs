@@ -62,7 +62,10 @@ mod tests {
             for phase in [0, 1, 6, 999, 12345] {
                 for now in [0, 1, 6, 7, 999, 1000, 1001, 123_456] {
                     let slot = Moment(now).next_slot(Duration::from_millis(every), phase).0;
-                    assert!(slot > now && slot <= now + every, "{now} every {every}: {slot}");
+                    assert!(
+                        slot > now && slot <= now + every,
+                        "{now} every {every}: {slot}"
+                    );
                     assert_eq!(slot % every, phase % every);
                 }
             }

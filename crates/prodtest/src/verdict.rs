@@ -59,7 +59,10 @@ pub enum Verdict {
     Unknown(Unknown),
     Pass(Evidence),
     /// Passes, but fails too often for no reason that anybody found; what depends on it still runs.
-    Flaky { rate: FlakeRate, evidence: Evidence },
+    Flaky {
+        rate: FlakeRate,
+        evidence: Evidence,
+    },
     /// Failed, confirmed, and all it depends on passes.
     Fail(Evidence),
     /// Not run, because something it depends on fails.
@@ -87,7 +90,9 @@ impl Verdict {
 
     pub fn evidence(&self) -> Option<&Evidence> {
         match self {
-            Verdict::Pass(evidence) | Verdict::Flaky { evidence, .. } | Verdict::Fail(evidence) => Some(evidence),
+            Verdict::Pass(evidence) | Verdict::Flaky { evidence, .. } | Verdict::Fail(evidence) => {
+                Some(evidence)
+            }
             Verdict::Unknown(_) | Verdict::Blocked(_) => None,
         }
     }
@@ -158,7 +163,9 @@ impl Roots {
                 smallest.pop_last();
             }
         }
-        Self { ids: smallest.into_iter().collect() }
+        Self {
+            ids: smallest.into_iter().collect(),
+        }
     }
 
     /// What it hands on to those that depend on what it blocks.
@@ -190,7 +197,11 @@ impl fmt::Display for Unknown {
 pub(crate) fn clipped(mut text: String) -> String {
     const MARK: &str = "…";
     if text.len() > Evidence::LONGEST {
-        text.truncate(text.floor_char_boundary(Evidence::LONGEST - MARK.len()));
+        let mut end = Evidence::LONGEST - MARK.len();
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
         text.push_str(MARK);
     }
     text.shrink_to_fit();
@@ -205,6 +216,9 @@ mod tests {
     fn long_texts_are_clipped_between_characters() {
         assert_eq!(clipped("short".into()), "short");
         let long = clipped("ä".repeat(5000));
-        assert!(long.len() <= Evidence::LONGEST && long.ends_with("ä…"), "{long}");
+        assert!(
+            long.len() <= Evidence::LONGEST && long.ends_with("ä…"),
+            "{long}"
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use homeostat_model::Revision;
 
-use crate::{Compare, Item, Keys, Op, Outcome, RangeReply, Store, StoreError, Txn, TxnReply};
+use crate::{Compare, Item, Keys, Op, RangeReply, Store, StoreError, Txn, TxnReply};
 
 /// The key as it is now.
 ///
@@ -25,37 +25,50 @@ pub async fn list(store: &dyn Store, prefix: &str) -> Result<RangeReply, StoreEr
 ///
 /// # Errors
 /// As [`Store::txn`].
-pub async fn put(store: &dyn Store, key: &str, value: impl Into<Vec<u8>>) -> Result<Revision, StoreError> {
-    Ok(store.txn(Txn::new().then(Op::put(key, value))).await?.revision)
+pub async fn put(
+    store: &dyn Store,
+    key: &str,
+    value: impl Into<Vec<u8>>,
+) -> Result<Revision, StoreError> {
+    Ok(store
+        .txn(Txn::new().then(Op::put(key, value)))
+        .await?
+        .revision)
 }
 
 /// Sets a value if the key was last put at `seen` (0: does not exist).
 ///
 /// # Errors
-/// As [`Store::txn`]; a key that has moved on is no error but [`Outcome::Refused`].
+/// As [`Store::txn`]; a key that has moved on is no error but [`Outcome::Refused`](crate::Outcome::Refused).
 pub async fn put_if(
     store: &dyn Store,
     key: &str,
     seen: Revision,
     value: impl Into<Vec<u8>>,
 ) -> Result<TxnReply, StoreError> {
-    store.txn(Txn::new().when(Compare::mod_revision(key, seen)).then(Op::put(key, value))).await
+    store
+        .txn(
+            Txn::new()
+                .when(Compare::mod_revision(key, seen))
+                .then(Op::put(key, value)),
+        )
+        .await
 }
 
 /// Deletes a key if it was last put at `seen`.
 ///
 /// # Errors
-/// As [`Store::txn`]; a key that has moved on is no error but [`Outcome::Refused`].
-pub async fn delete_if(store: &dyn Store, key: &str, seen: Revision) -> Result<TxnReply, StoreError> {
-    store.txn(Txn::new().when(Compare::mod_revision(key, seen)).then(Op::delete(key))).await
-}
-
-impl TxnReply {
-    /// The revision if the comparisons held.
-    pub fn committed(&self) -> Option<Revision> {
-        match self.outcome {
-            Outcome::Committed => Some(self.revision),
-            Outcome::Refused => None,
-        }
-    }
+/// As [`Store::txn`]; a key that has moved on is no error but [`Outcome::Refused`](crate::Outcome::Refused).
+pub async fn delete_if(
+    store: &dyn Store,
+    key: &str,
+    seen: Revision,
+) -> Result<TxnReply, StoreError> {
+    store
+        .txn(
+            Txn::new()
+                .when(Compare::mod_revision(key, seen))
+                .then(Op::delete(key)),
+        )
+        .await
 }

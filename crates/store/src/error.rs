@@ -29,44 +29,46 @@ pub enum StoreError {
     #[error("there is no lease {0}: it expired or was revoked")]
     LeaseNotFound(LeaseId),
     /// Nothing was changed and nothing is lost; works again once there is space.
-    #[error("no space left to write the store {}: free some, nothing is lost and writes are tried again", path.display())]
+    #[error(
+        "no space left to write the store {store}: free some and go on (nothing was changed, nothing is lost)"
+    )]
     DiskFull {
-        path: PathBuf,
+        store: String,
         #[source]
         source: Source,
     },
     /// Nothing was changed, and the store was opened anew.
-    #[error("cannot write the store {}", path.display())]
+    #[error("cannot write the store {store}")]
     WriteFailed {
-        path: PathBuf,
+        store: String,
         #[source]
         source: Source,
     },
-    #[error("cannot read the store {}", path.display())]
+    #[error("cannot read the store {store}")]
     ReadFailed {
-        path: PathBuf,
+        store: String,
         #[source]
         source: Source,
     },
     /// No server took the request, so it was not carried out. Try again later.
-    #[error("the store at {whom} cannot be reached (tried for {tried_for:?})")]
+    #[error("the store {store} cannot be reached (tried for {tried_for:?})")]
     Unavailable {
-        whom: String,
+        store: String,
         tried_for: Duration,
         #[source]
         source: Source,
     },
     /// The connection was lost, or the disk failed, between request and answer: it may or may not have been carried
     /// out. Read to find out; do not simply repeat a compare-and-set, it could refuse its own success.
-    #[error("it is unknown whether the store at {whom} carried this out: read before trying again")]
+    #[error("it is unknown whether the store {store} carried this out: read before trying again")]
     OutcomeUnknown {
-        whom: String,
+        store: String,
         #[source]
         source: Source,
     },
     /// The server gave an answer that this program does not understand.
-    #[error("the store at {whom} answered in a way not understood: {answer}")]
-    Protocol { whom: String, answer: String },
+    #[error("the store {store} answered in a way not understood: {answer}")]
+    Protocol { store: String, answer: String },
     /// The store was closed in this process.
     #[error("the store is closed")]
     Closed,
@@ -75,11 +77,20 @@ pub enum StoreError {
 /// Which limit a request broke. The limits are etcd's and hold for every implementation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LimitExceeded {
-    #[error("a transaction may have {} {what} at most, not {count}", limits::OPERATIONS)]
+    #[error(
+        "a transaction may have {} {what} at most, not {count}",
+        limits::OPERATIONS
+    )]
     TooManyOperations { what: &'static str, count: usize },
-    #[error("the value of '{key}' has {bytes} bytes; {} at most", limits::VALUE_BYTES)]
+    #[error(
+        "the value of '{key}' has {bytes} bytes; {} at most",
+        limits::VALUE_BYTES
+    )]
     ValueTooLarge { key: String, bytes: usize },
-    #[error("the transaction has {bytes} bytes of keys and values; {} at most", limits::TXN_BYTES)]
+    #[error(
+        "the transaction has {bytes} bytes of keys and values; {} at most",
+        limits::TXN_BYTES
+    )]
     TxnTooLarge { bytes: usize },
     #[error("a key must not be empty")]
     EmptyKey,
@@ -89,9 +100,15 @@ pub enum LimitExceeded {
     DeleteAll,
     #[error("a transaction may change '{key}' only once")]
     DuplicateKey { key: String },
-    #[error("a lease of {asked:?} is too short; {:?} at least", limits::SHORTEST_LEASE)]
+    #[error(
+        "a lease of {asked:?} is too short; {:?} at least",
+        limits::SHORTEST_LEASE
+    )]
     LeaseTooShort { asked: Duration },
-    #[error("a lease of {asked:?} is too long; {:?} at most", limits::LONGEST_LEASE)]
+    #[error(
+        "a lease of {asked:?} is too long; {:?} at most",
+        limits::LONGEST_LEASE
+    )]
     LeaseTooLong { asked: Duration },
     #[error("revision {asked} is larger than any there can be")]
     RevisionTooLarge { asked: Revision },
@@ -110,7 +127,11 @@ pub enum OpenError {
          use the newer one (nothing was changed)",
         path.display()
     )]
-    NewerFormat { path: PathBuf, found: u64, known: u64 },
+    NewerFormat {
+        path: PathBuf,
+        found: u64,
+        known: u64,
+    },
     #[error(
         "the store {} is damaged (truncated, overwritten, or not a store at all): {why}; restore it from a backup, or \
          move it away to begin with an empty one (nothing was changed)",
@@ -131,7 +152,9 @@ pub enum OpenError {
         source: Source,
     },
     /// Traffic to etcd is not encrypted yet, so it must not leave the machine.
-    #[error("the store's endpoint {endpoint} is not a loopback address; without TLS only those are allowed")]
+    #[error(
+        "the store's endpoint {endpoint} is not a loopback address; without TLS only those are allowed"
+    )]
     NotLoopback { endpoint: std::net::SocketAddr },
     #[error("no endpoint of the store was given")]
     NoEndpoint,
@@ -140,7 +163,9 @@ pub enum OpenError {
 /// Whether an error of the system means that there is no room: full disk, quota, or limit of the file size.
 pub(crate) fn is_no_space(error: &io::Error) -> bool {
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => true,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            true
+        }
         // ErrorKind belongs to the standard library and is open-ended.
         _ => false,
     }

@@ -43,7 +43,8 @@ pub use error::{LimitExceeded, OpenError, StoreError};
 pub use etcd::{EtcdConfig, EtcdStore};
 pub use homeostat_model::Revision;
 pub use types::{
-    Compare, Event, Expect, Item, Keys, Lease, LeaseId, Op, Outcome, RangeReply, Txn, TxnReply, WatchBatch,
+    Compare, Event, Expect, Item, Keys, Lease, LeaseId, Op, Outcome, RangeReply, Txn, TxnReply,
+    WatchBatch,
 };
 pub use watch::Watch;
 

@@ -26,9 +26,11 @@ pub const LONGEST_LEASE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Refuses a transaction that breaks a limit.
 pub(crate) fn check_txn(txn: &Txn) -> Result<(), LimitExceeded> {
-    for (what, count) in
-        [("comparisons", txn.compares.len()), ("operations", txn.then.len()), ("operations", txn.otherwise.len())]
-    {
+    for (what, count) in [
+        ("comparisons", txn.compares.len()),
+        ("operations", txn.then.len()),
+        ("operations", txn.otherwise.len()),
+    ] {
         if count > OPERATIONS {
             return Err(LimitExceeded::TooManyOperations { what, count });
         }
@@ -91,14 +93,23 @@ fn check_key(key: &str) -> Result<(), LimitExceeded> {
 /// Returns the bytes of the operation's key and value.
 fn check_op(op: &Op) -> Result<usize, LimitExceeded> {
     match op {
-        Op::Put { key, value, lease: _ } => {
+        Op::Put {
+            key,
+            value,
+            lease: _,
+        } => {
             check_key(key)?;
             if value.len() > VALUE_BYTES {
-                return Err(LimitExceeded::ValueTooLarge { key: key.clone(), bytes: value.len() });
+                return Err(LimitExceeded::ValueTooLarge {
+                    key: key.clone(),
+                    bytes: value.len(),
+                });
             }
             Ok(key.len() + value.len())
         }
-        Op::Delete { keys: Keys::Prefix(prefix) } if prefix.is_empty() => Err(LimitExceeded::DeleteAll),
+        Op::Delete {
+            keys: Keys::Prefix(prefix),
+        } if prefix.is_empty() => Err(LimitExceeded::DeleteAll),
         Op::Delete { keys } => {
             check_keys(keys)?;
             Ok(keys.start().len())
@@ -120,7 +131,9 @@ fn check_each_key_once(branch: &[Op]) -> Result<(), LimitExceeded> {
         if let Op::Delete { keys } = op
             && let Some(key) = puts.iter().find(|key| keys.contains(key))
         {
-            return Err(LimitExceeded::DuplicateKey { key: (*key).to_owned() });
+            return Err(LimitExceeded::DuplicateKey {
+                key: (*key).to_owned(),
+            });
         }
     }
     Ok(())
@@ -135,19 +148,35 @@ mod tests {
     fn a_transaction_at_the_limits_passes() {
         let mut txn = Txn::new();
         for n in 0..OPERATIONS {
-            txn = txn.when(Compare::absent(format!("k{n}"))).then(Op::put(format!("k{n}"), "v"));
+            txn = txn
+                .when(Compare::absent(format!("k{n}")))
+                .then(Op::put(format!("k{n}"), "v"));
         }
         assert_eq!(check_txn(&txn), Ok(()));
-        assert_eq!(check_txn(&Txn::new().then(Op::put("k", vec![0; VALUE_BYTES]))), Ok(()));
+        assert_eq!(
+            check_txn(&Txn::new().then(Op::put("k", vec![0; VALUE_BYTES]))),
+            Ok(())
+        );
     }
 
     #[test]
     fn each_key_once_per_branch() {
-        let twice = Txn::new().then(Op::put("a/b", "1")).then(Op::delete_prefix("a/"));
-        assert_eq!(check_txn(&twice), Err(LimitExceeded::DuplicateKey { key: "a/b".to_owned() }));
-        let branches = Txn::new().then(Op::put("a", "1")).otherwise(Op::delete("a"));
+        let twice = Txn::new()
+            .then(Op::put("a/b", "1"))
+            .then(Op::delete_prefix("a/"));
+        assert_eq!(
+            check_txn(&twice),
+            Err(LimitExceeded::DuplicateKey {
+                key: "a/b".to_owned()
+            })
+        );
+        let branches = Txn::new()
+            .then(Op::put("a", "1"))
+            .otherwise(Op::delete("a"));
         assert_eq!(check_txn(&branches), Ok(()));
-        let overlapping = Txn::new().then(Op::delete("a/b")).then(Op::delete_prefix("a/"));
+        let overlapping = Txn::new()
+            .then(Op::delete("a/b"))
+            .then(Op::delete_prefix("a/"));
         assert_eq!(check_txn(&overlapping), Ok(()));
     }
 

@@ -81,17 +81,26 @@ pub enum Expect {
 impl Compare {
     /// The key was last put at this revision (0: there is no such key).
     pub fn mod_revision(key: impl Into<String>, revision: Revision) -> Self {
-        Self { key: key.into(), expect: Expect::ModRevision(revision) }
+        Self {
+            key: key.into(),
+            expect: Expect::ModRevision(revision),
+        }
     }
 
     /// There is no such key.
     pub fn absent(key: impl Into<String>) -> Self {
-        Self { key: key.into(), expect: Expect::Absent }
+        Self {
+            key: key.into(),
+            expect: Expect::Absent,
+        }
     }
 
     /// There is such a key.
     pub fn present(key: impl Into<String>) -> Self {
-        Self { key: key.into(), expect: Expect::Present }
+        Self {
+            key: key.into(),
+            expect: Expect::Present,
+        }
     }
 
     /// The key is still as this item says.
@@ -104,26 +113,42 @@ impl Compare {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
     /// Sets the value. The key then belongs to this lease, or to none, whatever it belonged to before.
-    Put { key: String, value: Vec<u8>, lease: Option<LeaseId> },
+    Put {
+        key: String,
+        value: Vec<u8>,
+        lease: Option<LeaseId>,
+    },
     /// Deletes the keys that exist among these; none is no error.
     Delete { keys: Keys },
 }
 
 impl Op {
     pub fn put(key: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
-        Self::Put { key: key.into(), value: value.into(), lease: None }
+        Self::Put {
+            key: key.into(),
+            value: value.into(),
+            lease: None,
+        }
     }
 
     pub fn put_leased(key: impl Into<String>, value: impl Into<Vec<u8>>, lease: LeaseId) -> Self {
-        Self::Put { key: key.into(), value: value.into(), lease: Some(lease) }
+        Self::Put {
+            key: key.into(),
+            value: value.into(),
+            lease: Some(lease),
+        }
     }
 
     pub fn delete(key: impl Into<String>) -> Self {
-        Self::Delete { keys: Keys::one(key) }
+        Self::Delete {
+            keys: Keys::one(key),
+        }
     }
 
     pub fn delete_prefix(prefix: impl Into<String>) -> Self {
-        Self::Delete { keys: Keys::prefix(prefix) }
+        Self::Delete {
+            keys: Keys::prefix(prefix),
+        }
     }
 }
 
@@ -174,6 +199,16 @@ pub struct TxnReply {
     /// The revision of this transaction's changes; if it changed nothing, the store's revision when it was decided.
     pub revision: Revision,
     pub outcome: Outcome,
+}
+
+impl TxnReply {
+    /// The revision if the comparisons held.
+    pub fn committed(&self) -> Option<Revision> {
+        match self.outcome {
+            Outcome::Committed => Some(self.revision),
+            Outcome::Refused => None,
+        }
+    }
 }
 
 /// Names a lease. Never used twice by one store.

@@ -31,7 +31,10 @@ impl Watch {
     /// # Errors
     /// Why the watch is over; the next call then returns [`StoreError::Closed`].
     pub async fn next(&mut self) -> Result<WatchBatch, StoreError> {
-        self.receiver.recv().await.unwrap_or(Err(StoreError::Closed))
+        self.receiver
+            .recv()
+            .await
+            .unwrap_or(Err(StoreError::Closed))
     }
 }
 

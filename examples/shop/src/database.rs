@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use mysql_async::prelude::{FromRow, Queryable};
-use mysql_async::{Conn, Opts, OptsBuilder, Params};
+use mysql_async::{Conn, Opts, OptsBuilder, Params, Row};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
@@ -56,8 +56,9 @@ pub struct Database {
 pub enum Unavailable {
     #[error("the database did not answer in time")]
     Silent,
-    #[error("the database kept failing until the deadline")]
-    Failing(#[source] mysql_async::Error),
+    /// The driver's text already contains that of its sources, so none is named here.
+    #[error("the database kept failing until the deadline: {0}")]
+    Failing(mysql_async::Error),
 }
 
 impl Database {
@@ -80,21 +81,23 @@ impl Database {
     /// Returns when the table is there, however long that takes.
     pub async fn create_table(&self) {
         let statement = Statement::text(CREATE_TABLE);
-        while let Err(error) = self.ask::<()>(&statement, CREATE_ROUND).await {
+        while let Err(error) = self.ask::<Row>(&statement, CREATE_ROUND).await {
             let error = anyhow::Error::from(error);
-            console::note(format_args!("create the table of orders: {error:#}; trying on"));
+            console::note(format_args!(
+                "create the table of orders: {error:#}; trying on"
+            ));
         }
     }
 
     /// Ok means that the commit was acknowledged, now or by an earlier attempt.
     pub async fn place(&self, order: &Order, within: Duration) -> Result<(), Unavailable> {
-        self.ask::<()>(&Statement::place(order), within).await?;
+        self.ask::<Row>(&Statement::place(order), within).await?;
         Ok(())
     }
 
     /// One attempt, for callers that count their errors.
     pub async fn place_once(&self, order: &Order) -> mysql_async::Result<()> {
-        self.attempt::<()>(&Statement::place(order)).await?;
+        self.attempt::<Row>(&Statement::place(order)).await?;
         Ok(())
     }
 

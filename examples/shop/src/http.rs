@@ -73,7 +73,10 @@ impl Client {
         connection.ready().await?;
         let response = connection.send_request(request).await?;
         let status = response.status();
-        let answer = match Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await {
+        let answer = match Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+            .collect()
+            .await
+        {
             Ok(answer) => answer.to_bytes(),
             Err(error) => bail!("read the answer: {error}"),
         };

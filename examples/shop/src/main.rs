@@ -26,7 +26,10 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(version, about = "A small shop: its web service, its customers, and its auditor")]
+#[command(
+    version,
+    about = "A small shop: its web service, its customers, and its auditor"
+)]
 struct Cli {
     #[command(subcommand)]
     role: Role,
@@ -65,5 +68,15 @@ async fn run(role: Role) -> anyhow::Result<ExitCode> {
             orders_kept::Verdict::Kept => Ok(ExitCode::SUCCESS),
             orders_kept::Verdict::Lost => Ok(ExitCode::from(1)),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Cli::command().debug_assert();
     }
 }

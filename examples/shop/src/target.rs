@@ -7,7 +7,7 @@ use anyhow::Context;
 use crate::database::Database;
 
 #[derive(clap::Args)]
-#[group(required = true, multiple = false)]
+#[group(id = "target", required = true, multiple = false)]
 pub struct Args {
     /// The web service
     #[arg(long, value_name = "HOST:PORT")]

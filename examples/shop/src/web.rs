@@ -74,7 +74,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         let _ = stopping.send(());
     });
     tokio::select! {
-        served = server => served.context("serve"),
+        served = server.into_future() => served.context("serve"),
         () = async {
             let _ = stopped.await;
             tokio::time::sleep(FINISH_WITHIN).await;

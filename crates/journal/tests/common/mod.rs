@@ -44,7 +44,10 @@ impl Journal {
                 Ok(())
             }
             Err(error) => {
-                assert_eq!(self.operation, before, "a refused record changed the operation");
+                assert_eq!(
+                    self.operation, before,
+                    "a refused record changed the operation"
+                );
                 Err(error)
             }
         }
@@ -99,7 +102,11 @@ pub fn step(name: &str) -> StepPlan {
         about: format!("do {name}"),
         parameters: serde_json::Value::Null,
         manual: None,
-        retry: Retry { max_attempts: 2, first: Duration::from_secs(1), longest: Duration::from_secs(4) },
+        retry: Retry {
+            max_attempts: 2,
+            first: Duration::from_secs(1),
+            longest: Duration::from_secs(4),
+        },
         timeout: Duration::from_secs(10),
         undo: Undo::ByProcedure,
     }
@@ -124,9 +131,89 @@ pub fn alice() -> Person {
 }
 
 pub fn failed(step: StepIndex, attempt: Attempt) -> Event {
-    Event::StepFailed { step, attempt, kind: FailureKind::Retryable, evidence: Evidence::new("no answer") }
+    Event::StepFailed {
+        step,
+        attempt,
+        kind: FailureKind::Retryable,
+        evidence: Evidence::new("no answer"),
+    }
 }
 
 pub fn undo_failed(step: StepIndex, attempt: Attempt) -> Event {
-    Event::UndoFailed { step, attempt, kind: FailureKind::Retryable, evidence: Evidence::new("no answer") }
+    Event::UndoFailed {
+        step,
+        attempt,
+        kind: FailureKind::Retryable,
+        evidence: Evidence::new("no answer"),
+    }
+}
+
+pub fn attempts(journal: &Journal, at: StepIndex) -> usize {
+    journal
+        .log
+        .iter()
+        .filter(|record| matches!(record.event, Event::StepStarted { step, .. } if step == at))
+        .count()
+}
+
+/// Runs to the point where a person is needed, failing at `at` whenever it is attempted.
+pub fn until_stuck(draft: Draft, at: StepIndex) -> Journal {
+    let mut journal = Journal::of(draft);
+    advance_to_stuck(&mut journal, at);
+    journal
+}
+
+pub fn advance_to_stuck(journal: &mut Journal, at: StepIndex) {
+    loop {
+        match journal.settle() {
+            Next::Run { step, attempt } => {
+                journal.add(Event::StepStarted { step, attempt });
+                journal.add(if step == at {
+                    failed(step, attempt)
+                } else {
+                    Event::StepDone {
+                        step,
+                        attempt,
+                        output: true.into(),
+                    }
+                });
+            }
+            Next::Verify { step, attempt } => journal.add(Event::VerifyPassed { step, attempt }),
+            Next::NeedsOperator(Need::Held(Hold::Stuck { .. })) => return,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// An operation in which all goes well.
+pub fn complete(draft: Draft) -> Journal {
+    failing_at(draft, StepIndex(u32::MAX))
+}
+
+/// Lives to the end, with `at` failing whenever it is attempted and everything else going well.
+pub fn failing_at(draft: Draft, at: StepIndex) -> Journal {
+    let mut journal = Journal::of(draft);
+    loop {
+        match journal.settle() {
+            Next::Run { step, attempt } => {
+                journal.add(Event::StepStarted { step, attempt });
+                journal.add(if step == at {
+                    failed(step, attempt)
+                } else {
+                    Event::StepDone {
+                        step,
+                        attempt,
+                        output: true.into(),
+                    }
+                });
+            }
+            Next::Verify { step, attempt } => journal.add(Event::VerifyPassed { step, attempt }),
+            Next::Undo { step, attempt } => {
+                journal.add(Event::UndoStarted { step, attempt });
+                journal.add(Event::UndoDone { step, attempt });
+            }
+            Next::Done { .. } => return journal,
+            other => panic!("{other:?}"),
+        }
+    }
 }

@@ -7,7 +7,7 @@ use crate::suite::CheckId;
 use crate::time::Moment;
 use crate::verdict::{Change, Evidence, Observation, Roots, Unknown, Verdict, clipped};
 
-use super::state::{Soundness, Suspicion, Turn};
+use super::state::{Face, Soundness, Suspicion, Turn};
 use super::{Attempt, Engine};
 
 /// What one call to the engine brings about.
@@ -21,7 +21,11 @@ pub(super) struct News {
 
 impl News {
     pub(super) fn at(now: Moment) -> Self {
-        Self { now, changes: Vec::new(), affected: BTreeSet::new() }
+        Self {
+            now,
+            changes: Vec::new(),
+            affected: BTreeSet::new(),
+        }
     }
 }
 
@@ -47,32 +51,58 @@ impl Engine {
         state.history.push_pass();
         let rate = state.history.rate();
         let evidence = Evidence::new(observation, news.now);
-        let verdict =
-            if rate.is_too_high() { Verdict::Flaky { rate, evidence } } else { Verdict::Pass(evidence) };
+        let verdict = if rate.is_too_high() {
+            Verdict::Flaky { rate, evidence }
+        } else {
+            Verdict::Pass(evidence)
+        };
         let passed_before = state.passed.replace(attempt);
         self.set_verdict(id, verdict, news);
         self.verify_dependents(id, passed_before, attempt);
         self.next_turn(id, news.now)
     }
 
-    pub(super) fn failed(&mut self, id: CheckId, observation: Observation, news: &mut News) -> Moment {
+    pub(super) fn failed(
+        &mut self,
+        id: CheckId,
+        observation: Observation,
+        news: &mut News,
+    ) -> Moment {
         let needs = self.suite.needs(id).len() as u32;
         let state = &mut self.states[id.index()];
         state.misses = 0;
         if matches!(state.verdict, Verdict::Fail(_)) {
-            self.set_verdict(id, Verdict::Fail(Evidence::new(observation, news.now)), news);
+            self.set_verdict(
+                id,
+                Verdict::Fail(Evidence::new(observation, news.now)),
+                news,
+            );
             return self.next_turn(id, news.now);
         }
-        let verify = if self.rules.hold(Rule::VerifyDependencies) { needs } else { 0 };
-        let suspicion =
-            state.suspicion.get_or_insert(Suspicion { failures: 0, since: self.latest, unverified: verify });
+        let verify = if self.rules.hold(Rule::VerifyDependencies) {
+            needs
+        } else {
+            0
+        };
+        let suspicion = state.suspicion.get_or_insert(Suspicion {
+            failures: 0,
+            since: self.latest,
+            unverified: verify,
+        });
         suspicion.failures += 1;
         let is_first = suspicion.failures == 1;
-        let enough =
-            if self.rules.hold(Rule::ConfirmFailures) { self.suite.check(id).confirm } else { 1 };
+        let enough = if self.rules.hold(Rule::ConfirmFailures) {
+            self.suite.check(id).confirm
+        } else {
+            1
+        };
         if suspicion.failures >= enough && suspicion.unverified == 0 {
             state.suspicion = None;
-            self.set_verdict(id, Verdict::Fail(Evidence::new(observation, news.now)), news);
+            self.set_verdict(
+                id,
+                Verdict::Fail(Evidence::new(observation, news.now)),
+                news,
+            );
             return self.next_turn(id, news.now);
         }
         self.show_face(id, news);
@@ -81,8 +111,14 @@ impl Engine {
                 self.hasten(self.suite.needs(id)[index], news.now);
             }
         }
-        let regular = self.next_turn(id, news.now);
-        if self.rules.hold(Rule::RetrySoon) { regular.min(news.now.after(self.config.retry)) } else { regular }
+        // Not sooner either, even if a regular turn comes: failures in a row only count for something if what was
+        // a blip has time to pass.
+        if self.rules.hold(Rule::RetrySoon) {
+            news.now
+                .after(self.config.retry.min(self.suite.check(id).every))
+        } else {
+            self.next_turn(id, news.now)
+        }
     }
 
     /// Nothing was learnt, so nothing is believed any more. The first repetition is soon, the later ones less and
@@ -91,11 +127,17 @@ impl Engine {
     pub(super) fn not_run(&mut self, id: CheckId, why: Unknown, news: &mut News) -> Moment {
         const MOST_DOUBLINGS: u32 = 10;
         let state = &mut self.states[id.index()];
-        let wait = self.config.retry.saturating_mul(1 << state.misses.min(MOST_DOUBLINGS));
+        let wait = self
+            .config
+            .retry
+            .saturating_mul(1 << state.misses.min(MOST_DOUBLINGS));
         state.misses = state.misses.saturating_add(1);
         state.suspicion = None;
         let why = match why {
-            Unknown::NotRun { why, at } => Unknown::NotRun { why: clipped(why), at },
+            Unknown::NotRun { why, at } => Unknown::NotRun {
+                why: clipped(why),
+                at,
+            },
             Unknown::Due | Unknown::Waiting | Unknown::Lost { .. } => why,
         };
         self.set_verdict(id, Verdict::Unknown(why), news);
@@ -123,10 +165,17 @@ impl Engine {
             self.forget(id, Verdict::Blocked(roots), news);
         } else if tally.unknown > 0 {
             self.forget(id, Verdict::Unknown(Unknown::Waiting), news);
-        } else if matches!(state.verdict, Verdict::Blocked(_) | Verdict::Unknown(Unknown::Waiting)) {
+        } else if matches!(
+            state.verdict,
+            Verdict::Blocked(_) | Verdict::Unknown(Unknown::Waiting)
+        ) {
             self.forget(id, Verdict::Unknown(Unknown::Due), news);
             let promptly = self.rules.hold(Rule::RunPromptlyWhenUnblocked);
-            let turn = if promptly { news.now } else { self.next_turn(id, news.now) };
+            let turn = if promptly {
+                news.now
+            } else {
+                self.next_turn(id, news.now)
+            };
             if let Turn::Waiting { at } = &mut self.states[id.index()].turn {
                 *at = turn;
             }
@@ -149,9 +198,14 @@ impl Engine {
         let is_news = state.verdict.is_news(&verdict);
         let was = std::mem::replace(&mut state.verdict, verdict);
         if is_news {
-            let both_blocked = matches!((&was, &state.verdict), (Verdict::Blocked(_), Verdict::Blocked(_)));
-            news.changes.push(Change { check: id, was, is: state.verdict.clone(), at: news.now });
-            if both_blocked {
+            let still_bad = state.face == Face::Bad && state.face_now() == Face::Bad;
+            news.changes.push(Change {
+                check: id,
+                was,
+                is: state.verdict.clone(),
+                at: news.now,
+            });
+            if still_bad {
                 // The face is the same, the root causes behind it are not.
                 news.affected.extend(self.suite.dependents(id));
             }
@@ -177,7 +231,9 @@ impl Engine {
     fn verify_dependents(&mut self, id: CheckId, passed_before: Option<Attempt>, passed: Attempt) {
         for index in 0..self.suite.dependents(id).len() {
             let dependent = self.suite.dependents(id)[index];
-            let Some(suspicion) = &mut self.states[dependent.index()].suspicion else { continue };
+            let Some(suspicion) = &mut self.states[dependent.index()].suspicion else {
+                continue;
+            };
             let counted_before = passed_before.is_some_and(|before| before > suspicion.since);
             if passed > suspicion.since && !counted_before && suspicion.unverified > 0 {
                 suspicion.unverified -= 1;
@@ -188,12 +244,16 @@ impl Engine {
 
     fn roots_beneath(&self, id: CheckId) -> Roots {
         let name_roots = self.rules.hold(Rule::NameRoots);
-        let beneath = self.suite.needs(id).iter().flat_map(|need| match self.verdict(*need) {
-            Verdict::Fail(_) => std::slice::from_ref(need),
-            Verdict::Blocked(_) if !name_roots => std::slice::from_ref(need),
-            Verdict::Blocked(roots) => roots.to_spread(),
-            Verdict::Unknown(_) | Verdict::Pass(_) | Verdict::Flaky { .. } => &[],
-        });
+        let beneath = self
+            .suite
+            .needs(id)
+            .iter()
+            .flat_map(|need| match self.verdict(*need) {
+                Verdict::Fail(_) => std::slice::from_ref(need),
+                Verdict::Blocked(_) if !name_roots => std::slice::from_ref(need),
+                Verdict::Blocked(roots) => roots.to_spread(),
+                Verdict::Unknown(_) | Verdict::Pass(_) | Verdict::Flaky { .. } => &[],
+            });
         Roots::of(beneath.copied())
     }
 }

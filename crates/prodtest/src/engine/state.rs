@@ -32,7 +32,11 @@ pub(super) struct State {
 impl State {
     pub(super) fn new(suite: &Suite, id: CheckId, now: Moment) -> Self {
         let unknown = suite.needs(id).len() as u32;
-        let why = if unknown == 0 { Unknown::Due } else { Unknown::Waiting };
+        let why = if unknown == 0 {
+            Unknown::Due
+        } else {
+            Unknown::Waiting
+        };
         Self {
             verdict: Verdict::Unknown(why),
             turn: Turn::Waiting { at: now },
@@ -43,7 +47,11 @@ impl State {
             misses: 0,
             history: History::default(),
             face: Face::Unknown,
-            tally: Tally { suspect: 0, unknown, bad: 0 },
+            tally: Tally {
+                suspect: 0,
+                unknown,
+                bad: 0,
+            },
             phase: fnv1a(suite.name(id).as_str()),
         }
     }
@@ -62,7 +70,11 @@ impl State {
 
     /// Whether its gate is open, and whatever it waits to be verified is.
     pub(super) fn may_run(&self) -> bool {
-        self.tally.all_pass() && self.suspicion.as_ref().is_none_or(|suspicion| suspicion.unverified == 0)
+        self.tally.all_pass()
+            && self
+                .suspicion
+                .as_ref()
+                .is_none_or(|suspicion| suspicion.unverified == 0)
     }
 }
 
@@ -70,7 +82,9 @@ impl State {
 #[derive(Debug)]
 pub(super) enum Turn {
     /// To be run at `at`, or as soon after as its gate is open and there is room.
-    Waiting { at: Moment },
+    Waiting {
+        at: Moment,
+    },
     Running(Running),
 }
 
@@ -148,7 +162,9 @@ impl Tally {
 /// The 64-bit FNV-1a hash (Fowler, Noll, Vo): the same in each process and version, which the hashes of the standard
 /// library do not promise.
 fn fnv1a(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 #[cfg(test)]

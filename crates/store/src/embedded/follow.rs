@@ -1,7 +1,7 @@
 //! One watch: first the log, then the news as the writer tells it, and the log again whenever the ring of news has
 //! moved on without us. The task ends with its consumer, with the store, or with history that is gone.
 
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 
 use homeostat_model::Revision;
 use tokio::sync::broadcast;
@@ -9,6 +9,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::open::Shared;
 use super::read::{self, End};
+use super::writer::News;
 use crate::watch::WatchSender;
 use crate::{Event, Keys, StoreError, WatchBatch};
 
@@ -26,10 +27,11 @@ pub(super) async fn follow(
     shared: Weak<Shared>,
     keys: Keys,
     from: Revision,
-    mut news: broadcast::Receiver<Arc<WatchBatch>>,
+    mut news: broadcast::Receiver<News>,
     consumer: WatchSender,
 ) {
-    let mut next = from;
+    // Revision 0 never happened.
+    let mut next = from.max(Revision(1));
     let stop = loop {
         if let Err(stop) = read_log(&shared, &keys, &mut next, &consumer).await {
             break stop;
@@ -55,7 +57,10 @@ async fn read_log(
     loop {
         let store = shared.upgrade().ok_or(Stop::Failed(StoreError::Closed))?;
         let (wanted, from) = (keys.clone(), *next);
-        let chunk = store.read(move |db| read::log(db, &wanted, from)).await.map_err(Stop::Failed)?;
+        let chunk = store
+            .read(move |db| read::log(db, &wanted, from))
+            .await
+            .map_err(Stop::Failed)?;
         for batch in chunk.batches {
             deliver(consumer, batch).await?;
         }
@@ -69,7 +74,7 @@ async fn read_log(
 
 /// Passes news on until some were missed.
 async fn read_news(
-    news: &mut broadcast::Receiver<Arc<WatchBatch>>,
+    news: &mut broadcast::Receiver<News>,
     keys: &Keys,
     next: &mut Revision,
     consumer: &WatchSender,
@@ -81,15 +86,27 @@ async fn read_news(
         };
         match told {
             // The log had it already, or the watch begins later.
-            Ok(batch) if batch.revision < *next => {}
-            Ok(batch) if batch.revision == *next => {
-                let events: Vec<Event> = batch.events.iter().filter(|e| keys.contains(e.key())).cloned().collect();
+            Ok(News::Committed(batch)) if batch.revision < *next => {}
+            Ok(News::Committed(batch)) if batch.revision == *next => {
+                let events: Vec<Event> = batch
+                    .events
+                    .iter()
+                    .filter(|e| keys.contains(e.key()))
+                    .cloned()
+                    .collect();
                 if !events.is_empty() {
-                    deliver(consumer, WatchBatch { revision: batch.revision, events }).await?;
+                    deliver(
+                        consumer,
+                        WatchBatch {
+                            revision: batch.revision,
+                            events,
+                        },
+                    )
+                    .await?;
                 }
                 *next = next.next();
             }
-            Ok(_) | Err(RecvError::Lagged(_)) => return Ok(()),
+            Ok(News::Committed(_) | News::LookAgain) | Err(RecvError::Lagged(_)) => return Ok(()),
             Err(RecvError::Closed) => return Err(Stop::Failed(StoreError::Closed)),
         }
     }

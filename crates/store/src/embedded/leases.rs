@@ -25,7 +25,14 @@ struct Held {
 impl Leases {
     pub(super) fn insert(&mut self, id: LeaseId, ttl: Duration, now: Instant) {
         let due = now + ttl;
-        self.leases.insert(id, Held { ttl, due, keys: BTreeSet::new() });
+        self.leases.insert(
+            id,
+            Held {
+                ttl,
+                due,
+                keys: BTreeSet::new(),
+            },
+        );
         self.due.insert((due, id));
     }
 
@@ -65,7 +72,10 @@ impl Leases {
 
     /// A lease that is due.
     pub(super) fn expired(&self, now: Instant) -> Option<LeaseId> {
-        self.due.first().filter(|(due, _)| *due <= now).map(|(_, id)| *id)
+        self.due
+            .first()
+            .filter(|(due, _)| *due <= now)
+            .map(|(_, id)| *id)
     }
 }
 
@@ -84,7 +94,10 @@ mod tests {
         assert_eq!(leases.next_due(), Some(at(3)));
         assert_eq!(leases.expired(at(2)), None);
         assert_eq!(leases.expired(at(3)), Some(LeaseId(2)));
-        assert_eq!(leases.keep_alive(LeaseId(2), at(3)), Some(Duration::from_secs(3)));
+        assert_eq!(
+            leases.keep_alive(LeaseId(2), at(3)),
+            Some(Duration::from_secs(3))
+        );
         assert_eq!(leases.expired(at(5)), Some(LeaseId(1)));
         leases.reassign("k", None, Some(LeaseId(1)));
         leases.reassign("k", Some(LeaseId(1)), Some(LeaseId(2)));

@@ -17,6 +17,7 @@
 //! - **The log is an undo log** (`tables`): each event holds what was there before, so the past is the present with
 //!   events undone, and forgetting history is deleting its rows.
 
+mod filled;
 mod follow;
 mod leases;
 mod open;
@@ -34,10 +35,10 @@ use homeostat_model::Revision;
 use tokio::sync::{Semaphore, broadcast, oneshot};
 
 use crate::{
-    Keys, Lease, LeaseId, OpenError, RangeReply, Store, StoreError, Txn, TxnReply, Watch, WatchBatch, limits,
+    Keys, Lease, LeaseId, OpenError, RangeReply, Store, StoreError, Txn, TxnReply, Watch, limits,
 };
 use open::Shared;
-use writer::{Body, Reply, Request};
+use writer::{Body, News, Reply, Request};
 
 /// Requests that wait for the writer; further callers wait for a place.
 const QUEUE: usize = 256;
@@ -63,9 +64,8 @@ impl EmbeddedConfig {
 /// That takes as long as a commit.
 #[derive(Debug)]
 pub struct EmbeddedStore {
-    path: PathBuf,
     shared: Arc<Shared>,
-    news: broadcast::WeakSender<Arc<WatchBatch>>,
+    news: broadcast::WeakSender<News>,
     places: Arc<Semaphore>,
     /// `None` only while dropping.
     requests: Option<mpsc::SyncSender<Request>>,
@@ -84,7 +84,13 @@ impl EmbeddedStore {
         let at = path.clone();
         tokio::task::spawn_blocking(move || Self::open_blocking(path, config))
             .await
-            .unwrap_or_else(|e| Err(OpenError::Io { doing: "open the store", path: at, source: Arc::new(e) }))
+            .unwrap_or_else(|e| {
+                Err(OpenError::Io {
+                    doing: "open the store",
+                    path: at,
+                    source: Arc::new(e),
+                })
+            })
     }
 
     fn open_blocking(path: PathBuf, config: EmbeddedConfig) -> Result<Self, OpenError> {
@@ -93,13 +99,17 @@ impl EmbeddedStore {
         let (news, _) = broadcast::channel(NEWS);
         let (requests, incoming) = mpsc::sync_channel(QUEUE);
         let weak = news.downgrade();
-        let writer = writer::Writer::new(shared.clone(), incoming, news, state, config.keep_revisions);
+        let writer =
+            writer::Writer::new(shared.clone(), incoming, news, state, config.keep_revisions);
         let writer = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run())
-            .map_err(|e| OpenError::Io { doing: "start the writer of", path: path.clone(), source: Arc::new(e) })?;
+            .map_err(|e| OpenError::Io {
+                doing: "start the writer of",
+                path: path.clone(),
+                source: Arc::new(e),
+            })?;
         Ok(Self {
-            path,
             shared,
             news: weak,
             places: Arc::new(Semaphore::new(QUEUE)),
@@ -109,13 +119,26 @@ impl EmbeddedStore {
     }
 
     async fn ask<T>(&self, body: impl FnOnce(Reply<T>) -> Body) -> Result<T, StoreError> {
-        let place = self.places.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        let place = self
+            .places
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(|_| StoreError::Closed)?;
         let (reply, answer) = oneshot::channel();
         let requests = self.requests.as_ref().ok_or(StoreError::Closed)?;
         // The queue is as long as there are places, so this does not block.
-        requests.send(Request { body: body(reply), _place: place }).map_err(|_| StoreError::Closed)?;
+        requests
+            .send(Request {
+                body: body(reply),
+                _place: place,
+            })
+            .map_err(|_| StoreError::Closed)?;
         answer.await.unwrap_or_else(|source| {
-            Err(StoreError::OutcomeUnknown { whom: self.path.display().to_string(), source: Arc::new(source) })
+            Err(StoreError::OutcomeUnknown {
+                store: self.shared.name(),
+                source: Arc::new(source),
+            })
         })
     }
 }
@@ -138,7 +161,10 @@ impl Store for EmbeddedStore {
 
     async fn range(&self, keys: Keys, at: Option<Revision>) -> Result<RangeReply, StoreError> {
         limits::check_keys(&keys)?;
-        self.shared.clone().read(move |db| read::range(db, &keys, at)).await
+        self.shared
+            .clone()
+            .read(move |db| read::range(db, &keys, at))
+            .await
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {
@@ -165,7 +191,13 @@ impl Store for EmbeddedStore {
         // Subscribing comes before the first look into the log, so that nothing falls between the two.
         let news = self.news.upgrade().ok_or(StoreError::Closed)?.subscribe();
         let (sender, watch) = Watch::channel();
-        tokio::spawn(follow::follow(Arc::downgrade(&self.shared), keys, from, news, sender));
+        tokio::spawn(follow::follow(
+            Arc::downgrade(&self.shared),
+            keys,
+            from,
+            news,
+            sender,
+        ));
         Ok(watch)
     }
 

@@ -29,7 +29,14 @@ struct Written {
 impl Overlay {
     pub(super) fn new(file: File) -> io::Result<Self> {
         let len = file.metadata()?.len();
-        Ok(Self { file, written: Mutex::new(Written { len, shows: len, blocks: BTreeMap::new() }) })
+        Ok(Self {
+            file,
+            written: Mutex::new(Written {
+                len,
+                shows: len,
+                blocks: BTreeMap::new(),
+            }),
+        })
     }
 
     /// One block as it is on disk, zeroes beyond its end.
@@ -43,25 +50,39 @@ impl Overlay {
 }
 
 /// The parts of `offset..offset + len`, block by block: block index, range within the block, range within the buffer.
-fn parts(offset: u64, len: usize) -> impl Iterator<Item = (u64, std::ops::Range<usize>, std::ops::Range<usize>)> {
+fn parts(
+    offset: u64,
+    len: usize,
+) -> impl Iterator<Item = (u64, std::ops::Range<usize>, std::ops::Range<usize>)> {
     let end = offset + len as u64;
     (offset / BLOCK..end.div_ceil(BLOCK)).map(move |index| {
         let first = offset.max(index * BLOCK);
         let last = end.min((index + 1) * BLOCK);
         let within = (first - index * BLOCK) as usize..(last - index * BLOCK) as usize;
-        (index, within, (first - offset) as usize..(last - offset) as usize)
+        (
+            index,
+            within,
+            (first - offset) as usize..(last - offset) as usize,
+        )
     })
 }
 
 impl StorageBackend for Overlay {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.written.lock().unwrap_or_else(PoisonError::into_inner).len)
+        Ok(self
+            .written
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         if offset.saturating_add(out.len() as u64) > written.len {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends before the data it should hold"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the file ends before the data it should hold",
+            ));
         }
         for (index, within, part) in parts(offset, out.len()) {
             match written.blocks.get(&index) {
@@ -95,7 +116,9 @@ impl StorageBackend for Overlay {
         for (index, within, part) in parts(offset, data.len()) {
             let block = match written.blocks.entry(index) {
                 std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-                std::collections::btree_map::Entry::Vacant(entry) => entry.insert(self.on_disk(index, shows)?),
+                std::collections::btree_map::Entry::Vacant(entry) => {
+                    entry.insert(self.on_disk(index, shows)?)
+                }
             };
             block[within].copy_from_slice(&data[part]);
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use homeostat_model::Revision;
-use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable};
+use redb::{Database, ReadOnlyTable, ReadableDatabase};
 
 use super::tables::{self, CURRENT, LOG, META, RowType, meta};
 use crate::{Item, Keys, RangeReply, StoreError, WatchBatch};
@@ -26,23 +26,37 @@ impl<E: Into<redb::Error>> From<E> for ReadError {
 }
 
 /// Keys now, or at a revision.
-pub(super) fn range(db: &Database, keys: &Keys, at: Option<Revision>) -> Result<RangeReply, ReadError> {
+pub(super) fn range(
+    db: &Database,
+    keys: &Keys,
+    at: Option<Revision>,
+) -> Result<RangeReply, ReadError> {
     let read = db.begin_read()?;
     let meta = read.open_table(META)?;
     let revision = Revision(tables::number(&meta, meta::REVISION)?);
     let current = read.open_table(CURRENT)?;
     let Some(at) = at else {
-        return Ok(RangeReply { revision, items: present(&current, keys)? });
+        return Ok(RangeReply {
+            revision,
+            items: present(&current, keys)?,
+        });
     };
     let compacted = Revision(tables::number(&meta, meta::COMPACTED)?);
     if at > revision {
-        return Err(ReadError::Refused(StoreError::FutureRevision { asked: at, current: revision }));
+        return Err(ReadError::Refused(StoreError::FutureRevision {
+            asked: at,
+            current: revision,
+        }));
     }
     if at < compacted {
-        return Err(ReadError::Refused(StoreError::Compacted { oldest: compacted }));
+        return Err(ReadError::Refused(StoreError::Compacted {
+            oldest: compacted,
+        }));
     }
-    let mut items: BTreeMap<String, Item> =
-        present(&current, keys)?.into_iter().map(|item| (item.key.clone(), item)).collect();
+    let mut items: BTreeMap<String, Item> = present(&current, keys)?
+        .into_iter()
+        .map(|item| (item.key.clone(), item))
+        .collect();
     let log = read.open_table(LOG)?;
     for entry in log.range((at.next().0, 0)..)?.rev() {
         let (_, value) = entry?;
@@ -55,10 +69,16 @@ pub(super) fn range(db: &Database, keys: &Keys, at: Option<Revision>) -> Result<
             None => items.remove(key),
         };
     }
-    Ok(RangeReply { revision, items: items.into_values().collect() })
+    Ok(RangeReply {
+        revision,
+        items: items.into_values().collect(),
+    })
 }
 
-fn present(current: &ReadOnlyTable<&'static str, RowType>, keys: &Keys) -> Result<Vec<Item>, ReadError> {
+fn present(
+    current: &ReadOnlyTable<&'static str, RowType>,
+    keys: &Keys,
+) -> Result<Vec<Item>, ReadError> {
     let mut items = Vec::new();
     for entry in current.range(keys.start()..)? {
         let (key, row) = entry?;
@@ -91,9 +111,15 @@ pub(super) fn log(db: &Database, keys: &Keys, from: Revision) -> Result<Chunk, R
     let revision = Revision(tables::number(&meta, meta::REVISION)?);
     let compacted = Revision(tables::number(&meta, meta::COMPACTED)?);
     if from <= compacted {
-        return Err(ReadError::Refused(StoreError::Compacted { oldest: compacted.next() }));
+        return Err(ReadError::Refused(StoreError::Compacted {
+            oldest: compacted.next(),
+        }));
     }
-    let mut chunk = Chunk { batches: Vec::new(), next: from.max(revision.next()), end: End::Reached };
+    let mut chunk = Chunk {
+        batches: Vec::new(),
+        next: from.max(revision.next()),
+        end: End::Reached,
+    };
     let mut bytes = 0;
     for entry in read.open_table(LOG)?.range((from.0, 0)..)? {
         let (place, value) = entry?;
@@ -111,7 +137,10 @@ pub(super) fn log(db: &Database, keys: &Keys, from: Revision) -> Result<Chunk, R
         let event = tables::event(key, after);
         match chunk.batches.last_mut() {
             Some(batch) if batch.revision.0 == at => batch.events.push(event),
-            Some(_) | None => chunk.batches.push(WatchBatch { revision: Revision(at), events: vec![event] }),
+            Some(_) | None => chunk.batches.push(WatchBatch {
+                revision: Revision(at),
+                events: vec![event],
+            }),
         }
     }
     Ok(chunk)

@@ -19,7 +19,8 @@ use crate::{Event, Item, LeaseId};
 pub(super) const FORMAT: u64 = 1;
 
 pub(super) const META: TableDefinition<'static, &'static str, u64> = TableDefinition::new("meta");
-pub(super) const CURRENT: TableDefinition<'static, &'static str, RowType> = TableDefinition::new("current");
+pub(super) const CURRENT: TableDefinition<'static, &'static str, RowType> =
+    TableDefinition::new("current");
 pub(super) const LOG: TableDefinition<'static, (u64, u32), LogType> = TableDefinition::new("log");
 pub(super) const LEASES: TableDefinition<'static, u64, u64> = TableDefinition::new("leases");
 
@@ -42,7 +43,12 @@ pub(super) mod meta {
 }
 
 pub(super) fn row(item: &Item) -> Row<'_> {
-    (item.create_revision.0, item.mod_revision.0, item.lease.map_or(0, |lease| lease.0), &item.value)
+    (
+        item.create_revision.0,
+        item.mod_revision.0,
+        item.lease.map_or(0, |lease| lease.0),
+        &item.value,
+    )
 }
 
 pub(super) fn item(key: &str, (create, modified, lease, value): Row<'_>) -> Item {
@@ -58,14 +64,21 @@ pub(super) fn item(key: &str, (create, modified, lease, value): Row<'_>) -> Item
 pub(super) fn event(key: &str, after: Option<Row<'_>>) -> Event {
     match after {
         Some(row) => Event::Put(item(key, row)),
-        None => Event::Delete { key: key.to_owned() },
+        None => Event::Delete {
+            key: key.to_owned(),
+        },
     }
 }
 
 /// A number of `meta`. A file that lacks one was not written by us.
-pub(super) fn number(meta: &impl ReadableTable<&'static str, u64>, name: &str) -> Result<u64, redb::Error> {
+pub(super) fn number(
+    meta: &impl ReadableTable<&'static str, u64>,
+    name: &str,
+) -> Result<u64, redb::Error> {
     match meta.get(name)? {
         Some(value) => Ok(value.value()),
-        None => Err(redb::Error::Corrupted(format!("'{name}' is missing in table meta"))),
+        None => Err(redb::Error::Corrupted(format!(
+            "'{name}' is missing in table meta"
+        ))),
     }
 }
