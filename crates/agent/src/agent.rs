@@ -20,7 +20,8 @@ use tokio::sync::mpsc;
 
 use crate::forwarder::Forwarder;
 use crate::prepare::{Preparing, make_folder};
-use crate::supervised::{Patience, bury, connect, inventory, spawn};
+use crate::supervised::{bury, connect, inventory, spawn};
+use crate::talk::Patience;
 use crate::wake::Wake;
 use crate::{AgentError, link};
 
@@ -173,7 +174,7 @@ impl Agent {
     fn hold(&mut self, launch: LaunchFile, patience: Patience) {
         let connection = self.number();
         let task = launch.task.clone();
-        let requests = connect(task.clone(), connection, launch.run.clone(), patience, self.wakes.clone());
+        let requests = connect(task.clone(), connection, &launch.run, patience, self.wakes.clone());
         self.tasks.insert(
             task,
             Held {
@@ -482,7 +483,7 @@ impl Agent {
         if let Some(held) = self.tasks.get_mut(task) {
             held.connection = connection;
             held.requests =
-                Some(connect(task.clone(), connection, held.launch.run.clone(), Patience::JustStarted, wakes));
+                Some(connect(task.clone(), connection, &held.launch.run, Patience::JustStarted, wakes));
         }
     }
 

@@ -1,6 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use homeostat_model::{MachineName, TaskName};
+use homeostat_supervisor::run::RunError;
 
 /// Why an agent cannot work, or cannot do one thing it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +19,8 @@ pub enum AgentError {
     },
     #[error("{task} is here with generation {here}; an order for generation {asked} is too old")]
     OldGeneration { task: TaskName, here: u64, asked: u64 },
+    #[error("the endpoint forwarder cannot be prepared")]
+    Forwarder(#[from] RunError),
     #[error("{0} is not on this machine")]
     UnknownTask(TaskName),
     #[error("{0} still runs")]
@@ -56,7 +59,7 @@ impl AgentError {
             | AgentError::UnknownUser { .. }
             | AgentError::NotRoot { .. }
             | AgentError::BadOrder(_) => "bad-request",
-            AgentError::Io { .. } | AgentError::AlreadyRunning { .. } => "internal",
+            AgentError::Io { .. } | AgentError::AlreadyRunning { .. } | AgentError::Forwarder(_) => "internal",
         }
     }
 

@@ -15,6 +15,7 @@ mod forwarder;
 mod link;
 mod prepare;
 mod supervised;
+mod talk;
 mod users;
 mod wake;
 

@@ -14,6 +14,7 @@ use homeostat_model::{
     Bytes, CellIdentity, Generation, LocalMachine, MachineLayout, PortName, ServiceName, TaskName, Template, Variable,
 };
 use homeostat_supervisor::launch::{FORMAT, LaunchFile, UserIds};
+use homeostat_supervisor::run::{ExitFile, RunError};
 
 use crate::{AgentError, users};
 
@@ -95,15 +96,9 @@ impl Preparing<'_> {
             }
         }
         // What is left of an earlier run must not be taken for the end of this one.
-        let exit = run.join("exit.json");
-        match fs::remove_file(&exit) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(AgentError::io("cannot remove", &exit, error)),
-        }
-        let text = serde_json::to_vec_pretty(&launch_file)
-            .map_err(|error| AgentError::BadLaunch { task, why: error.to_string() })?;
-        write_private(&run.join("launch.json"), &text)?;
+        let fail = |error: RunError| AgentError::BadLaunch { task: task.clone(), why: error.to_string() };
+        ExitFile::remove(&run).map_err(fail)?;
+        launch_file.store().map_err(fail)?;
         Ok(launch_file)
     }
 

@@ -2,26 +2,23 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use homeostat_model::{Generation, MachineLayout, TaskName, TaskState};
 use homeostat_supervisor::launch::LaunchFile;
-use homeostat_supervisor::protocol::{LONGEST_LINE, Message, Request};
-use homeostat_supervisor::{leftovers, read_exit, read_launch};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
+use homeostat_supervisor::leftovers::{LeftoverError, kill_leftovers};
+use homeostat_supervisor::protocol::{Message, Request};
+use homeostat_supervisor::run::{ExitFile, RunError, SOCKET};
 use tokio::sync::mpsc;
 
 use crate::AgentError;
+use crate::talk::{Patience, talk};
 use crate::wake::Wake;
 
-/// How long a new supervisor may take until it listens, and how often the agent looks.
-const LISTEN_WITHIN: Duration = Duration::from_secs(5);
-const LOOK_EVERY: Duration = Duration::from_millis(2);
-/// Requests to one supervisor that may wait.
-const QUEUE: usize = 64;
+/// First and longest pause between two attempts to bury a task.
+const DIG: (Duration, Duration) = (Duration::from_millis(2), Duration::from_secs(1));
 
 /// Which of the two kinds of supervisor a task has.
 fn verb(launch: &LaunchFile) -> &'static str {
@@ -63,7 +60,7 @@ pub(crate) fn detached(program: &Path, arguments: &[&str], log: File) -> std::io
 pub(crate) fn inventory(layout: &MachineLayout) -> Vec<LaunchFile> {
     let Ok(entries) = std::fs::read_dir(layout.tasks_run()) else { return Vec::new() };
     let mut found: Vec<LaunchFile> =
-        entries.flatten().filter_map(|entry| read_launch(&entry.path()).ok()).collect();
+        entries.flatten().filter_map(|entry| LaunchFile::load(&entry.path()).ok().flatten()).collect();
     found.sort_by(|a, b| a.task.cmp(&b.task));
     found
 }
@@ -72,84 +69,29 @@ pub(crate) fn inventory(layout: &MachineLayout) -> Vec<LaunchFile> {
 pub(crate) fn connect(
     task: TaskName,
     connection: u64,
-    run: PathBuf,
+    run: &Path,
     patience: Patience,
     wakes: mpsc::Sender<Wake>,
 ) -> mpsc::Sender<Request> {
-    let (requests, mut outgoing) = mpsc::channel::<Request>(QUEUE);
-    tokio::spawn(async move {
-        if let Some(stream) = reach(&run.join("s"), patience).await {
-            let (read, mut write) = stream.into_split();
-            let mut lines = BufReader::new(read);
-            let mut line = Vec::new();
-            loop {
-                tokio::select! {
-                    request = outgoing.recv() => {
-                        let Some(request) = request else { break };
-                        let Ok(mut text) = serde_json::to_vec(&request) else { break };
-                        text.push(b'\n');
-                        if write.write_all(&text).await.is_err() {
-                            break;
-                        }
-                    }
-                    // Cancel-safe: what was read so far stays in `line`.
-                    read = (&mut lines).take(LONGEST_LINE as u64).read_until(b'\n', &mut line) => {
-                        match read {
-                            Ok(n) if n > 0 && line.ends_with(b"\n") => {
-                                if let Ok(message) = serde_json::from_slice::<Message>(&line) {
-                                    let wake = Wake::Supervisor { task: task.clone(), connection, message };
-                                    if wakes.send(wake).await.is_err() {
-                                        return;
-                                    }
-                                }
-                                line.clear();
-                            }
-                            Ok(_) | Err(_) => break,
-                        }
-                    }
-                }
-            }
-        }
-        // The loop may be gone already when the agent ends.
-        drop(wakes.send(Wake::SupervisorGone { task, connection }).await);
-    });
-    requests
+    let gone = Wake::SupervisorGone { task: task.clone(), connection };
+    let heard = move |message: Message| Wake::Supervisor { task: task.clone(), connection, message };
+    talk(run.join(SOCKET), patience, wakes, heard, gone)
 }
 
-/// Whether a supervisor is expected to be still on its way.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Patience {
-    JustStarted,
-    ShouldListen,
-}
-
-async fn reach(socket: &Path, patience: Patience) -> Option<UnixStream> {
-    let deadline = tokio::time::Instant::now()
-        + match patience {
-            Patience::JustStarted => LISTEN_WITHIN,
-            Patience::ShouldListen => Duration::ZERO,
-        };
-    loop {
-        if let Ok(stream) = UnixStream::connect(socket).await {
-            return Some(stream);
-        }
-        if tokio::time::Instant::now() >= deadline {
-            return None;
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-}
-
-/// After the end of a supervisor: makes sure that nothing of the task runs any more, then says how it ended.
-/// Blocking (it kills and waits).
+/// After the end of a supervisor: makes sure that nothing of the task runs any more, then says how it ended. Blocks until
+/// that is certain, however long it takes: a task of which something may still run is never called ended.
 pub(crate) fn bury(run: &Path, generation: Generation) -> TaskState {
-    if let Err(error) = leftovers(run) {
-        // Unknown state: it is not called ended. The agent tries again.
-        eprintln!("cannot verify that everything below {} is gone: {error}", run.display());
-        return TaskState::Stopping { pid: 0 };
+    let mut pause = DIG.0;
+    while let Err(error) = kill_leftovers(run) {
+        // Its socket closes a moment before its lock is free.
+        if !matches!(error, LeftoverError::Run(RunError::Locked { .. })) {
+            eprintln!("cannot verify that everything of {} is gone: {error}", run.display());
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(DIG.1);
     }
-    match read_exit(run) {
-        Some(exit) if exit.generation == generation => TaskState::Exited { cause: exit.cause },
-        Some(_) | None => TaskState::Lost,
+    match ExitFile::load(run) {
+        Ok(Some(exit)) if exit.generation == generation => TaskState::Exited { cause: exit.cause },
+        Ok(Some(_) | None) | Err(_) => TaskState::Lost,
     }
 }

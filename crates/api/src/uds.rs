@@ -25,7 +25,7 @@ pub fn channel(socket: &Path) -> Channel {
 ///
 /// # Errors
 /// When the path is too long or taken by a living listener, or cannot be created.
-pub fn listen(socket: &Path) -> io::Result<impl Stream<Item = io::Result<UnixStream>>> {
+pub fn listen(socket: &Path) -> io::Result<impl Stream<Item = io::Result<UnixStream>> + use<>> {
     if socket.as_os_str().len() > LONGEST_PATH {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -50,7 +50,7 @@ pub fn listen(socket: &Path) -> io::Result<impl Stream<Item = io::Result<UnixStr
     Ok(async_accept(listener))
 }
 
-fn async_accept(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
+fn async_accept(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> + use<> {
     use tokio_stream::StreamExt;
     let own = own_uid();
     tokio_stream::wrappers::UnixListenerStream::new(listener).filter(move |connection| match connection {

@@ -6,12 +6,32 @@
 //!
 //! The real keeper (`homeostat-sql`) and the simulated world of the tests drive the same two.
 
+mod config;
+mod decider;
+mod io;
+mod keeper;
 mod order;
 mod position;
+mod proof;
 mod record;
 mod report;
+mod rules;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 
-pub use order::{Acker, KeeperIncarnation, Order, OrderHeader, OrderOutcome, OrderReply, Recovery, Refusal, Source, Verb};
-pub use position::{Gtid, LogEnd, LogOrder};
+pub use config::{Config, Now};
+pub use decider::Decider;
+pub use io::{
+    CasOutcome, Effect, Evidence, Input, MemberView, Note, NoteEvent, SwitchoverRefused, View, Wait,
+};
+pub use keeper::{Decision, KeeperCore, Kept};
+pub use order::{
+    Acker, KeeperIncarnation, Order, OrderHeader, OrderOutcome, OrderReply, Recovery, Refusal,
+    Source, Verb,
+};
+pub use position::{BadGtid, Gtid, LogEnd, LogOrder};
+pub use proof::{CompleteProof, FenceProof};
 pub use record::{MemberId, Phase, Record, Unclosed};
 pub use report::{BootId, MemberReport, Receiver, ServerFacts, ServerIncarnation, ServerState};
+#[cfg(any(test, feature = "sim"))]
+pub use rules::{Mutation, Rules};

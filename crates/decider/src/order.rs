@@ -111,21 +111,36 @@ pub struct OrderReply {
 pub enum OrderOutcome {
     Done,
     /// `Start`.
-    Started { server: ServerIncarnation },
+    Started {
+        server: ServerIncarnation,
+    },
     /// `Kill`, or any order that found its server gone: reaped (or its cgroup empty), exact.
-    Exited { server: Option<ServerIncarnation> },
+    Exited {
+        server: Option<ServerIncarnation>,
+    },
     /// `StopReceiving`: IO verified stopped under this record; `received` is `None` when it is not known (after a
     /// restart, before salvage): never to be taken for zero.
-    Stopped { received: Option<LogEnd> },
+    Stopped {
+        received: Option<LogEnd>,
+    },
     /// `Drain`: everything received is applied; the end of the applied log.
-    Drained { applied: LogEnd },
+    Drained {
+        applied: LogEnd,
+    },
     /// `Barrier`.
-    BarrierDone { epoch: Epoch, at: Gtid },
+    BarrierDone {
+        epoch: Epoch,
+        at: Gtid,
+    },
     /// `Demote`: P of failover.md section 3.
-    Demoted { position: LogEnd },
+    Demoted {
+        position: LogEnd,
+    },
     Refused(Refusal),
     /// It was tried and did not work; the server may have been changed in part. Look again before anything else.
-    Failed { why: String },
+    Failed {
+        why: String,
+    },
 }
 
 /// Why a keeper would not even try.

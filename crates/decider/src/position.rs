@@ -40,7 +40,11 @@ impl FromStr for Gtid {
             server: server.parse().map_err(bad)?,
             sequence: sequence.parse().map_err(bad)?,
         };
-        if parts.next().is_some() { Err(BadGtid(text.to_owned())) } else { Ok(gtid) }
+        if parts.next().is_some() {
+            Err(BadGtid(text.to_owned()))
+        } else {
+            Ok(gtid)
+        }
     }
 }
 
@@ -62,4 +66,95 @@ pub enum LogOrder {
     Ahead,
     /// Each has something that the other lacks, or it cannot be told.
     Diverged,
+}
+
+impl LogEnd {
+    /// An empty log.
+    pub const EMPTY: LogEnd = LogEnd {
+        barrier: Epoch(0),
+        last: None,
+    };
+
+    /// How this log stands to `other`, from their ends alone.
+    ///
+    /// Two logs that end in the same epoch are both prefixes of the one log that this epoch's holder wrote, so the
+    /// sequence decides; another server in the last event means that somebody else wrote there. Logs that end in
+    /// different epochs are told apart only when both members are known to be prefixes of the same holder's log: use
+    /// [`LogEnd::compare_prefixes`] there. Here the answer is `Diverged` ("cannot be told"), which lets nothing happen.
+    pub fn compare(&self, other: &LogEnd) -> LogOrder {
+        match (self.last, other.last) {
+            (None, None) => LogOrder::Same,
+            (None, Some(_)) => LogOrder::Behind,
+            (Some(_), None) => LogOrder::Ahead,
+            (Some(a), Some(b)) => {
+                if self.barrier != other.barrier || a.domain != b.domain || a.server != b.server {
+                    return LogOrder::Diverged;
+                }
+                match a.sequence.cmp(&b.sequence) {
+                    std::cmp::Ordering::Less => LogOrder::Behind,
+                    std::cmp::Ordering::Equal => LogOrder::Same,
+                    std::cmp::Ordering::Greater => LogOrder::Ahead,
+                }
+            }
+        }
+    }
+
+    /// How two logs stand to each other that are both prefixes of one holder's log: members of the same A, whose
+    /// received logs that holder contained when A was named (failover.md section 4, step 4), and that holder itself.
+    ///
+    /// An older barrier then means less log. Its sequence must be lower too: where it is not, the premise is wrong.
+    pub fn compare_prefixes(&self, other: &LogEnd) -> LogOrder {
+        let (Some(a), Some(b)) = (self.last, other.last) else {
+            return self.compare(other);
+        };
+        match self.barrier.cmp(&other.barrier) {
+            std::cmp::Ordering::Equal => self.compare(other),
+            std::cmp::Ordering::Less if a.sequence < b.sequence => LogOrder::Behind,
+            std::cmp::Ordering::Greater if a.sequence > b.sequence => LogOrder::Ahead,
+            std::cmp::Ordering::Less | std::cmp::Ordering::Greater => LogOrder::Diverged,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(barrier: u64, server: u32, sequence: u64) -> LogEnd {
+        LogEnd {
+            barrier: Epoch(barrier),
+            last: Some(Gtid {
+                domain: 0,
+                server,
+                sequence,
+            }),
+        }
+    }
+
+    #[test]
+    fn logs_of_one_epoch_compare_by_sequence() {
+        assert_eq!(end(3, 1, 5).compare(&end(3, 1, 5)), LogOrder::Same);
+        assert_eq!(end(3, 1, 5).compare(&end(3, 1, 6)), LogOrder::Behind);
+        assert_eq!(end(3, 1, 7).compare(&end(3, 1, 6)), LogOrder::Ahead);
+        assert_eq!(end(3, 1, 5).compare(&end(3, 2, 6)), LogOrder::Diverged);
+        assert_eq!(LogEnd::EMPTY.compare(&end(3, 2, 6)), LogOrder::Behind);
+    }
+
+    #[test]
+    fn a_larger_sequence_of_an_older_epoch_is_no_advantage() {
+        assert_eq!(end(3, 1, 900).compare(&end(4, 2, 6)), LogOrder::Diverged);
+        assert_eq!(
+            end(3, 1, 900).compare_prefixes(&end(4, 2, 6)),
+            LogOrder::Diverged
+        );
+        assert_eq!(
+            end(3, 1, 5).compare(&end(4, 2, 6)),
+            LogOrder::Diverged,
+            "it cannot be told from the ends"
+        );
+        assert_eq!(
+            end(3, 1, 5).compare_prefixes(&end(4, 2, 6)),
+            LogOrder::Behind
+        );
+    }
 }

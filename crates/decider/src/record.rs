@@ -55,3 +55,25 @@ impl Record {
         (self.epoch, self.version)
     }
 }
+
+impl Record {
+    /// The epoch that a `Revoking` record ends: nobody holds the record's own epoch yet.
+    pub fn ended(&self) -> Epoch {
+        Epoch(self.epoch.0.saturating_sub(1))
+    }
+
+    /// The ended epoch as it stands in `unclosed` once a successor is being promoted.
+    pub fn ended_as_unclosed(&self) -> Unclosed {
+        Unclosed {
+            epoch: self.ended(),
+            holder: self.holder.clone(),
+            ackers: self.ackers.clone(),
+            k: self.k,
+        }
+    }
+
+    /// Is `member` the holder of this record's own epoch (not merely of the one that is being ended)?
+    pub fn holds(&self, member: &MemberId) -> bool {
+        self.holder == *member && self.phase != Phase::Revoking
+    }
+}

@@ -32,11 +32,19 @@ pub struct MemberReport {
     pub port: u16,
     /// The highest record persisted; `None` on a fresh member, and on one that lost its file.
     pub record: Option<Record>,
+    /// The newest epoch this member held and whose tail its log may still carry (`KeeperCore::held`): such a member
+    /// is not restarted as a replica is.
+    #[serde(default)]
+    pub held: Option<Epoch>,
     pub server: ServerState,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "server")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "few exist at a time, and a box would hide the shape"
+)]
 pub enum ServerState {
     /// No server process runs: exact (reaped, or its cgroup is empty, or the machine booted since).
     Down {
@@ -47,7 +55,10 @@ pub enum ServerState {
     },
     /// Started, not answering yet.
     Starting { incarnation: ServerIncarnation },
-    Up { incarnation: ServerIncarnation, facts: ServerFacts },
+    Up {
+        incarnation: ServerIncarnation,
+        facts: ServerFacts,
+    },
 }
 
 /// Read on the keeper's own connection.
@@ -78,7 +89,37 @@ pub struct ServerFacts {
 pub enum Receiver {
     /// No source is named.
     None,
-    Stopped { source: Source, applying: bool },
+    Stopped {
+        source: Source,
+        applying: bool,
+    },
     /// The IO thread runs; `connected` once it has a working connection to the source.
-    Running { source: Source, connected: bool, applying: bool, error: Option<String> },
+    Running {
+        source: Source,
+        connected: bool,
+        applying: bool,
+        error: Option<String>,
+    },
+}
+
+impl MemberReport {
+    /// The server that runs, if one does.
+    pub fn running(&self) -> Option<&ServerIncarnation> {
+        match &self.server {
+            ServerState::Down { .. } => None,
+            ServerState::Starting { incarnation } | ServerState::Up { incarnation, .. } => {
+                Some(incarnation)
+            }
+        }
+    }
+}
+
+impl Receiver {
+    /// The source named last.
+    pub fn source(&self) -> Option<&Source> {
+        match self {
+            Receiver::None => None,
+            Receiver::Stopped { source, .. } | Receiver::Running { source, .. } => Some(source),
+        }
+    }
 }

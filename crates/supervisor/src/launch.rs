@@ -3,13 +3,17 @@
 //! can see what was started.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use homeostat_model::{Bytes, Generation, MachineName, PortName, ServiceName, TaskName};
 use serde::{Deserialize, Serialize};
 
+use crate::run::{RunError, load_json, store_json};
+
 /// The newest format written; a newer one is refused by name.
 pub const FORMAT: u32 = 1;
+/// Its name in the run folder.
+pub const FILE: &str = "launch.json";
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LaunchFile {
@@ -45,4 +49,22 @@ pub struct LaunchFile {
 pub struct UserIds {
     pub uid: u32,
     pub gid: u32,
+}
+
+impl LaunchFile {
+    /// The launch file of a run folder; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`RunError`]; among them [`RunError::Newer`] for a format this program does not know.
+    pub fn load(run_dir: &Path) -> Result<Option<Self>, RunError> {
+        load_json(&run_dir.join(FILE), FORMAT)
+    }
+
+    /// Writes it into its run folder, mode 0600: its environment may hold what others must not read.
+    ///
+    /// # Errors
+    /// [`RunError::Io`].
+    pub fn store(&self) -> Result<(), RunError> {
+        store_json(&self.run.join(FILE), self)
+    }
 }

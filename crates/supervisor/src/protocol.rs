@@ -64,10 +64,16 @@ pub struct Process {
 #[serde(rename_all = "kebab-case", tag = "phase")]
 pub enum Phase {
     Starting,
-    Running { child: Process },
-    Stopping { child: Process },
+    Running {
+        child: Process,
+    },
+    Stopping {
+        child: Process,
+    },
     /// Nothing of the task runs any more. The supervisor stays for a moment so that the agent hears it, then exits.
-    Ended { cause: ExitCause },
+    Ended {
+        cause: ExitCause,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -81,7 +87,11 @@ pub enum Answer {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "event")]
 pub enum Event {
-    Phase { phase: Phase },
+    Phase {
+        phase: Phase,
+    },
     /// Pushed by the task's own kind of supervisor: a keeper's report.
-    Service { body: serde_json::Value },
+    Service {
+        body: serde_json::Value,
+    },
 }

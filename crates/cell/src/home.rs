@@ -1,0 +1,239 @@
+//! Makes and finds a cell's home: the state folder, the run folder, its block of addresses, its users.
+
+use std::fs;
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use homeostat_model::{CellIdentity, CellLayout, CellName, LocalMachine, MachineSpec, STATE_FORMAT};
+use sha2::{Digest, Sha256};
+
+/// Tasks of a cell that root runs get the user and group with this number plus the cell's block: above all ranges that
+/// Debian's policy or systemd hand out, so that nobody else's files or processes are theirs.
+const FIRST_TASK_USER: u32 = 77_000;
+/// Whoever listens here owns the block. The last address of a block is no machine's.
+const CLAIM_PORT: u16 = 7777;
+
+#[derive(Debug, thiserror::Error)]
+pub enum HomeError {
+    #[error("{what} {path}")]
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("there is no cell in {0}; start one with: homeostat up CELL_FOLDER")]
+    NoCell(PathBuf),
+    #[error("{path} was written by a newer homeostat (format {found}; this one knows {known}); nothing was changed: use that version, or another --state")]
+    Newer { path: PathBuf, found: u32, known: u32 },
+    #[error("{path} cannot be read; nothing was changed: restore it from a copy, or use another --state")]
+    Garbled {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("{state} belongs to cell '{found}', not '{asked}'; use another --state for it")]
+    OtherCell { state: PathBuf, found: CellName, asked: CellName },
+    #[error("tasks run as user {uid}, which may not enter {path}; choose a --state below a folder that everybody may enter, such as /var/lib/homeostat")]
+    Unreachable { uid: u32, path: PathBuf },
+    #[error("all 254 blocks of addresses 127.77.N.0 are in use")]
+    NoBlock,
+    #[error("a cell has at most 250 local machines, this one declares {0}")]
+    TooManyMachines(usize),
+    #[error("{path} belongs to user {owner}; nobody else may prepare it: remove it")]
+    ForeignRun { path: PathBuf, owner: u32 },
+}
+
+impl HomeError {
+    pub(crate) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { what, path, source }
+    }
+}
+
+/// Where cells live unless `--state` says otherwise. Root's cells live in /var/lib: their tasks run as another user, who
+/// may not enter root's home.
+pub fn default_state(name: &CellName) -> PathBuf {
+    if let Some(state) = std::env::var_os("XDG_STATE_HOME").filter(|path| Path::new(path).is_absolute()) {
+        return Path::new(&state).join("homeostat").join(name.as_str());
+    }
+    if rustix::process::geteuid().is_root() {
+        return Path::new("/var/lib/homeostat").join(name.as_str());
+    }
+    let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
+    home.join(".local/state/homeostat").join(name.as_str())
+}
+
+/// Reads the identity of the cell in `state`.
+///
+/// # Errors
+/// When there is none, or it cannot be used by this version.
+pub fn find(state: &Path) -> Result<(CellIdentity, CellLayout), HomeError> {
+    let path = CellLayout::identity(state);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(HomeError::NoCell(state.to_owned())),
+        Err(error) => return Err(HomeError::io("cannot read", &path)(error)),
+    };
+    let garbled = |source| HomeError::Garbled { path: path.clone(), source };
+    let head: serde_json::Value = serde_json::from_slice(&text).map_err(garbled)?;
+    // Looked at before anything else: a newer file may have any shape.
+    let found = head["format"].as_u64().and_then(|format| u32::try_from(format).ok()).unwrap_or(u32::MAX);
+    if found > STATE_FORMAT {
+        return Err(HomeError::Newer { path, found, known: STATE_FORMAT });
+    }
+    let identity: CellIdentity = serde_json::from_value(head).map_err(garbled)?;
+    let layout = CellLayout::new(state, &identity.run);
+    Ok((identity, layout))
+}
+
+/// Makes the home of a cell, or brings the machines of an existing one up to date. Idempotent.
+///
+/// # Errors
+/// When folders cannot be made, or the state folder belongs to another cell or a newer version.
+pub fn make(state: &Path, name: &CellName, machines: &[MachineSpec]) -> Result<(CellIdentity, CellLayout), HomeError> {
+    if machines.len() > 250 {
+        return Err(HomeError::TooManyMachines(machines.len()));
+    }
+    let existing = match find(state) {
+        Ok((identity, _)) if identity.name != *name => {
+            return Err(HomeError::OtherCell {
+                state: state.to_owned(),
+                found: identity.name,
+                asked: name.clone(),
+            });
+        }
+        Ok((identity, _)) => Some(identity),
+        Err(HomeError::NoCell(_)) => None,
+        Err(error) => return Err(error),
+    };
+    let root = rustix::process::geteuid().is_root();
+    make_folder(state, if root { 0o711 } else { 0o700 })?;
+    let state = &fs::canonicalize(state).map_err(HomeError::io("cannot find", state))?;
+    let block = match &existing {
+        Some(identity) => identity.block,
+        None => free_block(state)?,
+    };
+    let task_user = root.then_some(FIRST_TASK_USER + u32::from(block));
+    if let Some(uid) = task_user {
+        enterable(state, uid)?;
+    }
+    let run = run_folder(state)?;
+    for folder in ["log", "packages", "shared", "machines", "checks"] {
+        make_folder(&state.join(folder), 0o711)?;
+    }
+    if let Some(uid) = task_user {
+        // Supervisors of different machines share it as root; keepers prepare templates there as the tasks' user.
+        let shared = state.join("shared");
+        std::os::unix::fs::chown(&shared, Some(uid), Some(uid)).map_err(HomeError::io("cannot hand over", &shared))?;
+    }
+    let identity = CellIdentity {
+        format: STATE_FORMAT,
+        name: name.clone(),
+        block,
+        run: run.clone(),
+        task_user,
+        machines: addressed(machines, block, existing.as_ref()),
+    };
+    let path = CellLayout::identity(state);
+    let text = serde_json::to_vec_pretty(&identity).map_err(|source| HomeError::Garbled { path: path.clone(), source })?;
+    let temporary = path.with_extension("json.new");
+    fs::write(&temporary, text).map_err(HomeError::io("cannot write", &temporary))?;
+    fs::rename(&temporary, &path).map_err(HomeError::io("cannot write", &path))?;
+    Ok((identity, CellLayout::new(state, run)))
+}
+
+/// Machines keep their addresses for life.
+fn addressed(machines: &[MachineSpec], block: u8, existing: Option<&CellIdentity>) -> Vec<LocalMachine> {
+    let before = |spec: &MachineSpec| existing.and_then(|identity| identity.machine(&spec.name)).map(|m| m.address.clone());
+    let mut taken: Vec<String> = machines.iter().filter_map(before).collect();
+    machines
+        .iter()
+        .map(|spec| {
+            let address = before(spec).unwrap_or_else(|| {
+                let free = (1..=250u8)
+                    .map(|m| format!("127.77.{block}.{m}"))
+                    .find(|address| !taken.contains(address))
+                    .unwrap_or_else(|| format!("127.77.{block}.250"));
+                taken.push(free.clone());
+                free
+            });
+            LocalMachine { spec: spec.clone(), address }
+        })
+        .collect()
+}
+
+fn make_folder(path: &Path, mode: u32) -> Result<(), HomeError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(HomeError::io("cannot make folder", path))
+}
+
+/// Every folder above the state must let the tasks' user through.
+fn enterable(state: &Path, uid: u32) -> Result<(), HomeError> {
+    for folder in state.ancestors() {
+        let metadata = fs::metadata(folder).map_err(HomeError::io("cannot look at", folder))?;
+        if metadata.permissions().mode() & 0o001 == 0 {
+            return Err(HomeError::Unreachable { uid, path: folder.to_owned() });
+        }
+    }
+    Ok(())
+}
+
+/// Short, the same for the same state folder, and nobody else's.
+fn run_folder(state: &Path) -> Result<PathBuf, HomeError> {
+    let uid = rustix::process::geteuid().as_raw();
+    let base = match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
+        // Long ones leave no room for the sockets' own names.
+        Some(path) if path.is_absolute() && path.is_dir() && path.as_os_str().len() < 30 => path.join("homeostat"),
+        Some(_) | None => PathBuf::from(format!("/tmp/homeostat-{uid}")),
+    };
+    make_folder(&base, 0o711)?;
+    let metadata = fs::symlink_metadata(&base).map_err(HomeError::io("cannot look at", &base))?;
+    // Anybody may make a folder in /tmp; one that is not ours (or is a link) would let them answer for our sockets.
+    if metadata.uid() != uid || !metadata.is_dir() {
+        return Err(HomeError::ForeignRun { path: base, owner: metadata.uid() });
+    }
+    let digest = Sha256::digest(state.as_os_str().as_encoded_bytes());
+    let short: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let run = base.join(short);
+    make_folder(&run, 0o711)?;
+    Ok(run)
+}
+
+/// Holds a block of addresses for as long as it lives.
+#[derive(Debug)]
+pub struct BlockClaim(#[allow(dead_code)] TcpListener);
+
+/// Claims the block; `None` when another cell has it.
+pub fn claim(block: u8) -> Option<BlockClaim> {
+    TcpListener::bind((format!("127.77.{block}.254").as_str(), CLAIM_PORT)).ok().map(BlockClaim)
+}
+
+/// A block that no running cell holds, the same one for the same folder where possible.
+fn free_block(state: &Path) -> Result<u8, HomeError> {
+    let digest = Sha256::digest(state.as_os_str().as_encoded_bytes());
+    let start = u16::from(digest[0]);
+    (0..254u16)
+        .filter_map(|offset| u8::try_from((start + offset) % 254 + 1).ok())
+        .find(|block| claim(*block).is_some())
+        .ok_or(HomeError::NoBlock)
+}
+
+/// Removes everything of a cell. Its processes must have ended.
+///
+/// # Errors
+/// When something cannot be removed.
+pub fn purge(layout: &CellLayout) -> Result<(), HomeError> {
+    for folder in [&layout.run, &layout.state] {
+        match fs::remove_dir_all(folder) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(HomeError::io("cannot remove", folder)(error)),
+        }
+    }
+    Ok(())
+}

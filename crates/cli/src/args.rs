@@ -1,0 +1,161 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Runs a cell: a pool of machines and the services on it.
+#[derive(Debug, Parser)]
+#[command(name = "homeostat", version, disable_help_subcommand = true, max_term_width = 100)]
+pub(crate) struct Arguments {
+    /// Where the cell keeps its state [default: found by the cell's name]
+    #[arg(long, global = true, value_name = "DIR", env = "HOMEOSTAT_STATE")]
+    pub state: Option<PathBuf>,
+    #[command(subcommand)]
+    pub verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Turn a cell up, and watch it come up
+    Up(UpOptions),
+    /// Take the cell down; its data stays
+    Down(DownOptions),
+    /// Machines, tasks, databases, services and checks at a glance
+    Status(StatusOptions),
+    /// Explain where something is and how it is: a service, task, machine or check
+    Why(WhyOptions),
+    /// What happened
+    Events(EventsOptions),
+    /// What a task wrote
+    Logs(LogsOptions),
+    /// Print the host:port at which clients reach a service
+    Endpoint(EndpointOptions),
+    /// A client for a SQL cluster, as the application's user
+    Sql(SqlOptions),
+    /// Make another member of a SQL cluster its primary, without losing a write
+    Switchover(SwitchoverOptions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpOptions {
+    /// The cell's folder (with a cell.star in it), or the file
+    pub cell: PathBuf,
+    /// Do not watch: return 0 when every check passes, non-zero after the deadline
+    #[arg(long)]
+    pub detach: bool,
+    /// How long to wait for every check to pass
+    #[arg(long, default_value = "120s", value_parser = duration)]
+    pub deadline: Duration,
+    /// An admin server in another process: SERVICE=ADMIN_SOCKET,CELL_SOCKET
+    #[arg(long, hide = true)]
+    pub external: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DownOptions {
+    /// Also remove everything the cell kept: databases, logs, history
+    #[arg(long)]
+    pub purge: bool,
+    /// Do not ask for the cell's name
+    #[arg(long)]
+    pub yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusOptions {
+    /// Machine-readable; documented in docs/status.md
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WhyOptions {
+    /// A service, task, machine or check
+    pub name: String,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EventsOptions {
+    /// Go on showing what happens
+    #[arg(long, short)]
+    pub follow: bool,
+    /// How many of the past
+    #[arg(long, default_value_t = 50)]
+    pub last: u32,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogsOptions {
+    pub task: String,
+    /// Go on showing what is written
+    #[arg(long, short)]
+    pub follow: bool,
+    /// How many lines of the past
+    #[arg(long, default_value_t = 100)]
+    pub lines: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EndpointOptions {
+    pub service: String,
+    /// As this machine reaches it [default: the cell's first machine]
+    #[arg(long)]
+    pub machine: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SqlOptions {
+    pub cluster: String,
+    /// Print the connection string, with its password, instead of connecting
+    #[arg(long, conflicts_with = "execute")]
+    pub dsn: bool,
+    /// Run one statement
+    #[arg(long, short)]
+    pub execute: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SwitchoverOptions {
+    pub cluster: String,
+    /// The member to become primary [default: the best one]
+    #[arg(long)]
+    pub to: Option<String>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let number: u64 = number.parse().map_err(|_| "a number with a unit, such as 120s".to_owned())?;
+    match unit {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" | "" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number * 60)),
+        other => Err(format!("'{other}' is not a unit: ms, s or m")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_need_units_that_exist() {
+        assert_eq!(duration("120s"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("5"), Ok(Duration::from_secs(5)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert!(duration("2h").is_err());
+        assert!(duration("s").is_err());
+    }
+}

@@ -1,0 +1,119 @@
+//! What all parts of a controller share.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use homeostat_model::{CellIdentity, CellLayout, CellSpec, PackageName, ServiceName, ServiceSpec, Term};
+use homeostat_store::{Store, convenience};
+use serde::{Deserialize, Serialize};
+
+use crate::ControllerError;
+use crate::events::EventLog;
+use crate::hub::Hub;
+use crate::keys;
+use crate::placements::Placements;
+
+/// The cell as applied: what was declared, and what its packages were found to be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Applied {
+    pub spec: CellSpec,
+    pub builds: BTreeMap<PackageName, Build>,
+}
+
+/// A package as installed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Build {
+    /// SHA-256 of the content, in hexadecimal.
+    pub hash: String,
+    /// The program or folder that tasks run.
+    pub path: std::path::PathBuf,
+}
+
+pub(crate) struct Core {
+    pub identity: CellIdentity,
+    pub layout: CellLayout,
+    pub store: Arc<dyn Store>,
+    pub term: Term,
+    pub hub: Hub,
+    pub events: EventLog,
+    pub placements: Placements,
+    applied: RwLock<Option<Arc<Applied>>>,
+    ports: RwLock<BTreeMap<ServiceName, u16>>,
+}
+
+/// The first port of endpoints; a service keeps its own for the life of the cell.
+const FIRST_ENDPOINT_PORT: u16 = 7001;
+
+impl Core {
+    pub(crate) async fn open(
+        identity: CellIdentity,
+        layout: CellLayout,
+        store: Arc<dyn Store>,
+        term: Term,
+    ) -> Result<Self, ControllerError> {
+        let events = EventLog::open(Arc::clone(&store)).await?;
+        let placements = Placements::load(Arc::clone(&store)).await?;
+        let applied = read_json(&*store, keys::SPEC).await?;
+        let ports = read_json(&*store, keys::PORTS).await?.unwrap_or_default();
+        let core = Self {
+            identity,
+            layout,
+            store,
+            term,
+            hub: Hub::new(),
+            events,
+            placements,
+            applied: RwLock::new(applied.map(Arc::new)),
+            ports: RwLock::new(ports),
+        };
+        for item in convenience::list(&*core.store, keys::ENDPOINTS).await?.items {
+            if let Ok(target) = serde_json::from_slice::<crate::handle::StoredTarget>(&item.value) {
+                core.hub.set_endpoint(target.into());
+            }
+        }
+        Ok(core)
+    }
+
+    pub(crate) fn applied(&self) -> Option<Arc<Applied>> {
+        self.applied.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn service(&self, name: &ServiceName) -> Option<ServiceSpec> {
+        self.applied()?.spec.services.iter().find(|service| service.name == *name).cloned()
+    }
+
+    /// Makes `applied` the cell's specification, and gives every service an endpoint port.
+    pub(crate) async fn apply(&self, applied: Applied) -> Result<(), ControllerError> {
+        let mut ports = self.ports.read().unwrap_or_else(PoisonError::into_inner).clone();
+        for service in &applied.spec.services {
+            let free = (FIRST_ENDPOINT_PORT..u16::MAX).find(|port| !ports.values().any(|used| used == port));
+            if let (false, Some(port)) = (ports.contains_key(&service.name), free) {
+                ports.insert(service.name.clone(), port);
+            }
+        }
+        convenience::put(&*self.store, keys::PORTS, encode(&ports)).await?;
+        convenience::put(&*self.store, keys::SPEC, encode(&applied)).await?;
+        *self.ports.write().unwrap_or_else(PoisonError::into_inner) = ports;
+        *self.applied.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(applied));
+        self.hub.touch();
+        Ok(())
+    }
+
+    pub(crate) fn endpoint_port(&self, service: &ServiceName) -> Option<u16> {
+        self.ports.read().unwrap_or_else(PoisonError::into_inner).get(service).copied()
+    }
+}
+
+pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("invariant: plain data with text keys always serializes")
+}
+
+pub(crate) async fn read_json<T: for<'de> Deserialize<'de>>(
+    store: &dyn Store,
+    key: &str,
+) -> Result<Option<T>, ControllerError> {
+    let Some(item) = convenience::get(store, key).await? else { return Ok(None) };
+    serde_json::from_slice(&item.value)
+        .map(Some)
+        .map_err(|error| ControllerError::Garbled { key: key.to_owned(), error: error.to_string() })
+}

@@ -1,0 +1,386 @@
+//! The cell as one service sees it: its own tasks, its own keys, its own endpoint, and nothing else.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use homeostat_api::grpc::EVENT_QUEUE;
+use homeostat_api::v1::{
+    Apart as WireApart, CallTask, EndpointTarget, ForgetReply, ForgetRequest, ForgetTask, HelloReply, HelloRequest,
+    KillReply, KillRequest, KillTask, LocalCallReply, LocalCallRequest, NoteReply, NoteRequest, PlaceReply,
+    PlaceRequest, Placement, ReadReply, ReadRequest, SetEndpointReply, SetEndpointRequest, StartReply, StartRequest,
+    StartTask, StopReply, StopRequest, StopTask, TaskEvent, Unplaced, WatchRequest, WriteReply, WriteRequest, to_agent,
+};
+use homeostat_api::{CellHandle, Refusal, RefusalKind, TaskEvents};
+use homeostat_model::{
+    Bytes, EndpointName, MachineName, MilliCpu, PackageName, Resources, Revision, ServiceName, TaskName, Template,
+    Variable,
+};
+use homeostat_placement::{Apart, Assignment};
+use homeostat_store::convenience;
+use serde::{Deserialize, Serialize};
+
+use crate::core::{Core, encode};
+use crate::keys;
+use crate::placements::Ask;
+
+/// How long an agent may take to accept an order (not: to finish what it starts).
+const ACCEPT_WITHIN: Duration = Duration::from_secs(10);
+/// How long a new watcher waits for agents that are on their way, so that it does not take a late inventory for
+/// missing tasks.
+const INVENTORY_WITHIN: Duration = Duration::from_secs(2);
+
+/// A [`CellHandle`] for one service.
+pub(crate) struct ScopedCell {
+    core: Arc<Core>,
+    service: ServiceName,
+}
+
+/// An endpoint's target as stored, version 1: fields are only added.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct StoredTarget {
+    service: EndpointName,
+    epoch: u64,
+    version: u64,
+    targets: Vec<String>,
+    hold_ms: u64,
+    on_change: i32,
+    port: u32,
+}
+
+impl From<StoredTarget> for EndpointTarget {
+    fn from(stored: StoredTarget) -> Self {
+        Self {
+            service: stored.service.to_string(),
+            epoch: stored.epoch,
+            version: stored.version,
+            targets: stored.targets,
+            hold_ms: stored.hold_ms,
+            on_change: stored.on_change,
+            port: stored.port,
+        }
+    }
+}
+
+impl ScopedCell {
+    pub(crate) fn new(core: Arc<Core>, service: ServiceName) -> Self {
+        Self { core, service }
+    }
+
+    /// A service speaks for itself only.
+    fn own(&self, service: &str) -> Result<(), Refusal> {
+        if service == self.service.as_str() {
+            Ok(())
+        } else {
+            Err(Refusal::bad_request(format!("{} may not act for '{service}'", self.service)))
+        }
+    }
+
+    fn own_task(&self, service: &str, task: &str) -> Result<(TaskName, Assignment), Refusal> {
+        self.own(service)?;
+        let task = TaskName::new(task).map_err(|error| Refusal::bad_request(error.to_string()))?;
+        match self.core.placements.of(&task) {
+            Some(place) if place.service == self.service => Ok((task, place)),
+            Some(_) => Err(Refusal::bad_request(format!("{task} is not a task of {}", self.service))),
+            None => Err(Refusal::not_found(format!("{task} has no place; ask for one first"))),
+        }
+    }
+
+    fn key(&self, service: &str, key: &str) -> Result<String, Refusal> {
+        self.own(service)?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+        if key.is_empty() || !key.chars().all(plain) || key.contains("..") {
+            return Err(Refusal::bad_request(format!("'{key}' is not a key")));
+        }
+        Ok(keys::own(&self.service, key))
+    }
+
+    /// What the variables of a launch stand for, as far as only the controller knows it.
+    async fn values(
+        &self,
+        machine: &MachineName,
+        start: &StartRequest,
+    ) -> Result<BTreeMap<String, String>, Refusal> {
+        let launch = start.launch.as_ref().ok_or_else(|| Refusal::bad_request("nothing to launch"))?;
+        let texts = launch
+            .command
+            .iter()
+            .chain(launch.env.values())
+            .chain(launch.files.values())
+            .chain(std::iter::once(&launch.keeper_json));
+        let mut values = BTreeMap::new();
+        for text in texts {
+            let template = Template::parse(text).map_err(|error| Refusal::bad_request(error.to_string()))?;
+            for variable in template.variables() {
+                if let Some(value) = resolve(&self.core, &self.service, machine, variable).await? {
+                    values.insert(variable.to_string(), value);
+                }
+            }
+        }
+        Ok(values)
+    }
+
+    fn package_path(&self, package: &str) -> Result<String, Refusal> {
+        if package.is_empty() {
+            return Ok(String::new());
+        }
+        let name = PackageName::new(package).map_err(|error| Refusal::bad_request(error.to_string()))?;
+        self.core
+            .applied()
+            .and_then(|applied| applied.builds.get(&name).map(|build| build.path.display().to_string()))
+            .ok_or_else(|| Refusal::not_now(format!("package {name} is not installed yet")))
+    }
+
+    /// Waits until the agents that hold tasks of this service have told what they run.
+    async fn inventory(&self) {
+        let waits = async {
+            let mut changes = self.core.hub.changes();
+            loop {
+                let placed = self.core.placements.of_service(&self.service);
+                if placed.iter().all(|(_, machine, _)| self.core.hub.agent(machine).is_some_and(|agent| agent.synced)) {
+                    return;
+                }
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // An agent that stays away is reported as such by its tasks' events.
+        drop(tokio::time::timeout(INVENTORY_WITHIN, waits).await);
+    }
+}
+
+/// What a variable stands for on `machine`, for `service`; `None`: its agent knows. Secrets may contain endpoints.
+pub(crate) async fn resolve(
+    core: &Core,
+    service: &ServiceName,
+    machine: &MachineName,
+    variable: &Variable,
+) -> Result<Option<String>, Refusal> {
+    match variable {
+        Variable::Endpoint(of) => endpoint_on(core, of, machine).map(Some),
+        Variable::Secret { service: of, name } => {
+            let needs = core.service(service).is_some_and(|spec| spec.needs.contains(of));
+            if of != service && !needs {
+                return Err(Refusal::bad_request(format!("{service} does not need {of} and may not see its secrets")));
+            }
+            secret(core, of, name, machine).await.map(Some)
+        }
+        Variable::DirOf(task) => {
+            let place = core
+                .placements
+                .of(task)
+                .ok_or_else(|| Refusal::not_found(format!("{variable}: {task} has no place yet")))?;
+            Ok(Some(core.layout.machine(&place.machine).task_data(task).display().to_string()))
+        }
+        Variable::Address
+        | Variable::Port(_)
+        | Variable::Dir
+        | Variable::Task
+        | Variable::Machine
+        | Variable::Package => Ok(None),
+    }
+}
+
+/// Where `machine` reaches a service.
+pub(crate) fn endpoint_on(core: &Core, service: &ServiceName, machine: &MachineName) -> Result<String, Refusal> {
+    let machine = core
+        .identity
+        .machine(machine)
+        .ok_or_else(|| Refusal::not_found(format!("{machine} is not a machine of this cell")))?;
+    let port = core
+        .endpoint_port(service)
+        .ok_or_else(|| Refusal::not_found(format!("{service} is not a service of this cell")))?;
+    Ok(format!("{}:{port}", machine.address))
+}
+
+/// A secret of a service as seen from a machine. It may name endpoints and nothing else.
+pub(crate) async fn secret(
+    core: &Core,
+    service: &ServiceName,
+    name: &str,
+    machine: &MachineName,
+) -> Result<String, Refusal> {
+    let key = keys::own(service, &format!("secret/{name}"));
+    let item = convenience::get(&*core.store, &key)
+        .await
+        .map_err(|error| Refusal::unknown(error.to_string()))?
+        .ok_or_else(|| Refusal::not_now(format!("{service} has no secret '{name}' yet")))?;
+    let text = String::from_utf8_lossy(&item.value).into_owned();
+    let template = Template::parse(&text).map_err(|error| Refusal::internal(error.to_string()))?;
+    template.render(|variable| match variable {
+        Variable::Endpoint(of) => endpoint_on(core, of, machine),
+        Variable::Address
+        | Variable::Port(_)
+        | Variable::Dir
+        | Variable::DirOf(_)
+        | Variable::Task
+        | Variable::Machine
+        | Variable::Package
+        | Variable::Secret { .. } => Err(Refusal::internal(format!("a secret may not contain {variable}"))),
+    })
+}
+
+#[async_trait]
+impl CellHandle for ScopedCell {
+    async fn hello(&self, request: HelloRequest) -> Result<HelloReply, Refusal> {
+        self.own(&request.service)?;
+        Ok(HelloReply { term: self.core.term.0, cell: self.core.identity.name.to_string() })
+    }
+
+    async fn watch(&self, request: WatchRequest) -> Result<TaskEvents, Refusal> {
+        self.own(&request.service)?;
+        self.inventory().await;
+        let placed = self.core.placements.of_service(&self.service);
+        Ok(self.core.hub.watch(self.service.as_str(), &placed, EVENT_QUEUE))
+    }
+
+    async fn place(&self, request: PlaceRequest) -> Result<PlaceReply, Refusal> {
+        self.own(&request.service)?;
+        let mut asks = Vec::new();
+        for task in request.tasks {
+            let name = TaskName::new(task.task).map_err(|error| Refusal::bad_request(error.to_string()))?;
+            if self.core.placements.of(&name).is_some_and(|place| place.service != self.service) {
+                return Err(Refusal::bad_request(format!("{name} belongs to another service")));
+            }
+            let wanted = task.resources.unwrap_or_default();
+            asks.push(Ask {
+                task: name,
+                service: self.service.clone(),
+                resources: Resources { cpu: MilliCpu(wanted.cpu_milli), memory: Bytes(wanted.memory_bytes) },
+                fixed_ports: task.fixed_ports.iter().filter_map(|port| u16::try_from(*port).ok()).collect(),
+                apart: if task.apart == WireApart::NeverTogether as i32 { Apart::Always } else { Apart::Preferably },
+            });
+        }
+        let (placed, pending) = self.core.placements.place(asks, &self.core.identity, &self.core.hub).await?;
+        Ok(PlaceReply {
+            placed: placed
+                .into_iter()
+                .map(|(task, place)| Placement {
+                    task: task.to_string(),
+                    address: self.core.identity.machine(&place.machine).map(|m| m.address.clone()).unwrap_or_default(),
+                    machine: place.machine.to_string(),
+                    generation: place.generation.0,
+                })
+                .collect(),
+            pending: pending.into_iter().map(|(task, why)| Unplaced { task: task.to_string(), why }).collect(),
+        })
+    }
+
+    async fn start(&self, request: StartRequest) -> Result<StartReply, Refusal> {
+        let (task, place) = self.own_task(&request.service, &request.task)?;
+        if request.generation != place.generation.0 {
+            return Err(Refusal::new(
+                RefusalKind::Stale,
+                format!("{task} is placed with generation {}, not {}", place.generation, request.generation),
+            ));
+        }
+        let values = self.values(&place.machine, &request).await?;
+        let launch = request.launch.ok_or_else(|| Refusal::bad_request("nothing to launch"))?;
+        let start = StartTask {
+            task: request.task,
+            service: request.service,
+            generation: request.generation,
+            package_path: self.package_path(&launch.package)?,
+            launch: Some(launch),
+            values: values.into_iter().collect(),
+        };
+        self.core.hub.order(&place.machine, to_agent::Message::Start(start), ACCEPT_WITHIN).await?;
+        Ok(StartReply {})
+    }
+
+    async fn stop(&self, request: StopRequest) -> Result<StopReply, Refusal> {
+        let (_, place) = self.own_task(&request.service, &request.task)?;
+        let stop = StopTask { task: request.task, generation: request.generation, grace_ms: request.grace_ms };
+        self.core.hub.order(&place.machine, to_agent::Message::Stop(stop), ACCEPT_WITHIN).await?;
+        Ok(StopReply {})
+    }
+
+    async fn kill(&self, request: KillRequest) -> Result<KillReply, Refusal> {
+        let (_, place) = self.own_task(&request.service, &request.task)?;
+        let kill = KillTask { task: request.task, generation: request.generation };
+        self.core.hub.order(&place.machine, to_agent::Message::Kill(kill), ACCEPT_WITHIN).await?;
+        Ok(KillReply {})
+    }
+
+    async fn forget(&self, request: ForgetRequest) -> Result<ForgetReply, Refusal> {
+        let (task, place) = self.own_task(&request.service, &request.task)?;
+        let forget = ForgetTask { task: request.task };
+        self.core.hub.order(&place.machine, to_agent::Message::Forget(forget), ACCEPT_WITHIN).await?;
+        self.core.placements.forget(&task).await?;
+        self.core.hub.forget(&task);
+        Ok(ForgetReply {})
+    }
+
+    async fn read(&self, request: ReadRequest) -> Result<ReadReply, Refusal> {
+        let key = self.key(&request.service, &request.key)?;
+        let item = convenience::get(&*self.core.store, &key)
+            .await
+            .map_err(|error| Refusal::unknown(error.to_string()))?;
+        Ok(item.map_or_else(ReadReply::default, |item| ReadReply {
+            found: true,
+            value: item.value,
+            mod_revision: item.mod_revision.0,
+        }))
+    }
+
+    async fn write(&self, request: WriteRequest) -> Result<WriteReply, Refusal> {
+        let key = self.key(&request.service, &request.key)?;
+        let seen = Revision(request.expected_mod_revision);
+        let reply = convenience::put_if(&*self.core.store, &key, seen, request.value)
+            .await
+            .map_err(|error| Refusal::unknown(error.to_string()))?;
+        if let Some(revision) = reply.committed() {
+            return Ok(WriteReply { committed: true, mod_revision: revision.0, current: Vec::new() });
+        }
+        let current = self.read(ReadRequest { service: request.service, key: request.key }).await?;
+        Ok(WriteReply { committed: false, mod_revision: current.mod_revision, current: current.value })
+    }
+
+    async fn set_endpoint(&self, request: SetEndpointRequest) -> Result<SetEndpointReply, Refusal> {
+        self.own(&request.service)?;
+        let mut target = request.target.ok_or_else(|| Refusal::bad_request("no target"))?;
+        self.own(&target.service)?;
+        let port = self
+            .core
+            .endpoint_port(&self.service)
+            .ok_or_else(|| Refusal::not_found(format!("{} has no endpoint port", self.service)))?;
+        target.port = u32::from(port);
+        // Clients first: the agents are told before the disk is waited for. What is lost with a crash in between is
+        // told again by the service, and forwarders keep the newest they saw.
+        self.core.hub.set_endpoint(target.clone());
+        let stored = StoredTarget {
+            service: EndpointName::new(target.service).map_err(|error| Refusal::bad_request(error.to_string()))?,
+            epoch: target.epoch,
+            version: target.version,
+            targets: target.targets,
+            hold_ms: target.hold_ms,
+            on_change: target.on_change,
+            port: target.port,
+        };
+        convenience::put(&*self.core.store, &keys::endpoint(&self.service), encode(&stored))
+            .await
+            .map_err(|error| Refusal::unknown(error.to_string()))?;
+        Ok(SetEndpointReply {})
+    }
+
+    async fn local_call(&self, request: LocalCallRequest) -> Result<LocalCallReply, Refusal> {
+        let (_, place) = self.own_task(&request.service, &request.task)?;
+        let call = CallTask { task: request.task, body: request.body, deadline_ms: request.deadline_ms };
+        let patience = Duration::from_millis(request.deadline_ms);
+        let body = self.core.hub.order(&place.machine, to_agent::Message::Call(call), patience).await?;
+        Ok(LocalCallReply { body })
+    }
+
+    async fn note(&self, request: NoteRequest) -> Result<NoteReply, Refusal> {
+        self.own(&request.service)?;
+        self.core.events.add_detailed(&request.kind, request.about, request.text, request.detail_json);
+        Ok(NoteReply {})
+    }
+}
+
+/// The state of a task event, for those who look at tasks of every service.
+pub(crate) fn task_state(event: &TaskEvent) -> Option<homeostat_model::TaskState> {
+    serde_json::from_str(&event.state_json).ok()
+}

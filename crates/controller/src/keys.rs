@@ -1,0 +1,36 @@
+//! The store's keys, in one place.
+
+use homeostat_model::{ServiceName, TaskName};
+
+/// The fencing number of the last leader.
+pub(crate) const TERM: &str = "/cell/term";
+/// The cell as applied last, with the builds of its packages.
+pub(crate) const SPEC: &str = "/cell/spec";
+/// Service to the port its endpoint has on every machine.
+pub(crate) const PORTS: &str = "/cell/endpoint-ports";
+pub(crate) const PLACEMENTS: &str = "/placements/";
+pub(crate) const ENDPOINTS: &str = "/endpoints/";
+pub(crate) const EVENTS: &str = "/events/";
+/// Services that should be up; those without a key should be down.
+pub(crate) const WANTED: &str = "/wanted/";
+
+pub(crate) fn placement(task: &TaskName) -> String {
+    format!("{PLACEMENTS}{task}")
+}
+
+pub(crate) fn endpoint(service: &ServiceName) -> String {
+    format!("{ENDPOINTS}{service}")
+}
+
+pub(crate) fn wanted(service: &ServiceName) -> String {
+    format!("{WANTED}{service}")
+}
+
+pub(crate) fn event(number: u64) -> String {
+    format!("{EVENTS}{number:016}")
+}
+
+/// A service's own keys: nobody else writes below this.
+pub(crate) fn own(service: &ServiceName, key: &str) -> String {
+    format!("/service/{service}/{key}")
+}

@@ -1,0 +1,134 @@
+//! The verbs of people: what the CLI asks of a controller.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use homeostat_api::v1::cell_server::Cell;
+use homeostat_api::v1::{
+    ActReply, ActRequest, ApplyReply, ApplyRequest, CellEvent, DownReply, DownRequest, EventsRequest, SecretReply,
+    SecretRequest, StatusReply, StatusRequest, WhyReply, WhyRequest,
+};
+use homeostat_api::Refusal;
+use homeostat_model::{CellSpec, MachineName, ServiceName};
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::events;
+use crate::handle::secret;
+use crate::leader::Leader;
+use crate::status::status;
+use crate::why::why;
+
+const QUEUE: usize = 256;
+
+pub(crate) struct People(pub Arc<Leader>);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl Cell for People {
+    async fn apply(&self, request: Request<ApplyRequest>) -> Answer<ApplyReply> {
+        let request = request.into_inner();
+        let spec: CellSpec = serde_json::from_str(&request.spec_json)
+            .map_err(|error| Status::invalid_argument(format!("the specification cannot be read: {error}")))?;
+        let operation = self.0.turnup(spec, request.by).await.map_err(Refusal::from)?;
+        Ok(Response::new(ApplyReply { operation }))
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> Answer<StatusReply> {
+        let leader = &self.0;
+        let status = status(&leader.core, &leader.services, &leader.checks).await;
+        let json = serde_json::to_string(&status).map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(StatusReply { json }))
+    }
+
+    async fn why(&self, request: Request<WhyRequest>) -> Answer<WhyReply> {
+        let name = request.into_inner().name;
+        Ok(Response::new(why(&self.0, &name).await?))
+    }
+
+    type EventsStream = Pin<Box<dyn Stream<Item = Result<CellEvent, Status>> + Send>>;
+
+    async fn events(&self, request: Request<EventsRequest>) -> Answer<Self::EventsStream> {
+        let request = request.into_inner();
+        // Subscribed before the list is read: nothing falls in between; what is in both is sent once.
+        let live = self.0.core.events.follow();
+        let mut kept = events::read(&*self.0.core.store, request.after).await.map_err(Refusal::from)?;
+        let last = usize::try_from(request.last).unwrap_or(usize::MAX);
+        if last > 0 && kept.len() > last {
+            kept.drain(..kept.len() - last);
+        }
+        let (sender, reader) = mpsc::channel(QUEUE);
+        tokio::spawn(async move { follow(kept, live, request.follow, &sender).await });
+        Ok(Response::new(Box::pin(ReceiverStream::new(reader))))
+    }
+
+    async fn act(&self, request: Request<ActRequest>) -> Answer<ActReply> {
+        let request = request.into_inner();
+        let service = service(&request.service)?;
+        let admin = self.0.services.admin(&service).ok_or_else(|| unknown(&service))?;
+        self.0.core.events.add("person", service.as_str(), format!("{} was asked for", request.verb));
+        Ok(Response::new(admin.act(request).await?))
+    }
+
+    async fn secret(&self, request: Request<SecretRequest>) -> Answer<SecretReply> {
+        let request = request.into_inner();
+        let service = service(&request.service)?;
+        if self.0.core.service(&service).is_none() {
+            return Err(unknown(&service));
+        }
+        let first = self.0.core.identity.machines.first().map(|machine| machine.spec.name.clone());
+        let machine = match request.machine.as_str() {
+            "" => first.ok_or_else(|| Status::failed_precondition("the cell has no machine"))?,
+            name => MachineName::new(name).map_err(|error| Status::invalid_argument(error.to_string()))?,
+        };
+        let value = secret(&self.0.core, &service, &request.name, &machine).await?;
+        Ok(Response::new(SecretReply { value }))
+    }
+
+    async fn down(&self, request: Request<DownRequest>) -> Answer<DownReply> {
+        let operation = self.0.turndown(request.into_inner().by).await.map_err(Refusal::from)?;
+        Ok(Response::new(DownReply { operation }))
+    }
+}
+
+fn service(text: &str) -> Result<ServiceName, Status> {
+    ServiceName::new(text).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+fn unknown(service: &ServiceName) -> Status {
+    Status::not_found(format!("{service} is not a service of this cell"))
+}
+
+async fn follow(
+    kept: Vec<CellEvent>,
+    mut live: broadcast::Receiver<CellEvent>,
+    follow: bool,
+    sender: &mpsc::Sender<Result<CellEvent, Status>>,
+) {
+    let mut last = 0;
+    for event in kept {
+        last = event.number;
+        if sender.send(Ok(event)).await.is_err() {
+            return;
+        }
+    }
+    while follow {
+        match live.recv().await {
+            Ok(event) if event.number <= last => {}
+            Ok(event) => {
+                if sender.send(Ok(event)).await.is_err() {
+                    return;
+                }
+            }
+            Err(broadcast::error::RecvError::Lagged(missed)) => {
+                let note = Status::data_loss(format!("{missed} events came too fast; start again from the last one"));
+                drop(sender.send(Err(note)).await);
+                return;
+            }
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
+    }
+}

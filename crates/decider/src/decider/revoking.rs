@@ -1,0 +1,440 @@
+//! `Revoking(e+1)`: fence the holder of e, learn what everybody has, choose who comes next (failover.md section 4,
+//! steps 2 to 4).
+//!
+//! Who is preferred: a member asked for in a switchover; else the old holder when its server runs (the fault is over, or
+//! it was restarted in place because the ackers could not be proved complete); else a complete acker, which is the fast
+//! way: nothing has to start. Whoever is chosen, both proofs are taken.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::Decider;
+use crate::proof::{self, CompleteProof, FenceProof, KnownLog, Premise};
+use crate::rules::Mutation;
+use crate::{LogOrder, MemberId, NoteEvent, Record, Recovery, Unclosed, Verb, Wait};
+
+/// A candidate with its proofs, and who would acknowledge for it.
+struct Choice {
+    member: MemberId,
+    complete: Vec<CompleteProof>,
+    ackers: BTreeSet<MemberId>,
+}
+
+impl Decider {
+    pub(super) fn plan_revoking(&mut self, record: &Record) {
+        if let Some(deadline) = self
+            .switchover
+            .as_ref()
+            .map(|switchover| switchover.deadline)
+        {
+            self.wake_after(deadline.since(self.now));
+        }
+        self.find_fence(record);
+        if self.fence_holder(record) {
+            // Not while the holder is being demoted: the commits that wait there need the others to receive them.
+            self.gather_logs(record);
+        }
+        let mut why = BTreeMap::new();
+        let choice = self.choose(record, &mut why);
+        let Some(fence) = self.gathered.fence.clone() else {
+            if !self
+                .members
+                .get(&record.holder)
+                .is_some_and(|holder| holder.reachable)
+            {
+                self.waits.push(Wait::Fence {
+                    holder: record.holder.clone(),
+                    epoch: record.ended(),
+                });
+            }
+            return;
+        };
+        match choice {
+            Ok(choice) => {
+                let made = proof::promote(
+                    self.rules,
+                    record,
+                    self.term,
+                    &choice.member,
+                    choice.ackers,
+                    &fence,
+                    &choice.complete,
+                );
+                if let Some(new) = made {
+                    let complete = choice.complete.iter().map(ToString::to_string).collect();
+                    why.remove(&choice.member);
+                    let event = NoteEvent::Choice {
+                        chosen: choice.member,
+                        complete,
+                        others: why,
+                    };
+                    self.note(Some(record.clone()), event);
+                    self.cas(new);
+                }
+            }
+            Err(wait) => self.waits.push(wait),
+        }
+    }
+
+    fn find_fence(&mut self, record: &Record) {
+        if self.gathered.fence.is_some() {
+            return;
+        }
+        let report = self
+            .members
+            .get(&record.holder)
+            .and_then(|holder| holder.report.as_ref());
+        let fence = report
+            .and_then(|report| FenceProof::exited(record, report))
+            .or_else(|| FenceProof::demoted(record, self.gathered.demoted.as_ref()?))
+            .or_else(|| FenceProof::assumed(self.rules, record));
+        if let Some(fence) = fence {
+            self.note(
+                Some(record.clone()),
+                NoteEvent::Fence {
+                    proof: fence.to_string(),
+                },
+            );
+            self.gathered.fence = Some(fence);
+        }
+    }
+
+    /// Works at the holder of the ended epoch. Says whether the others may be stopped.
+    fn fence_holder(&mut self, record: &Record) -> bool {
+        let holder = record.holder.clone();
+        let Some(known) = self.members.get(&holder) else {
+            return true;
+        };
+        if self.rules.broken(Mutation::NoFence) {
+            return true;
+        }
+        let (up, down) = (known.is_up(), known.is_down());
+        let lagging = known
+            .persisted()
+            .is_none_or(|persisted| persisted.rank() < record.rank());
+        if !known.reachable {
+            // Unless it is fenced already it may well be serving: its ackers are left to it.
+            return self.gathered.fence.is_some();
+        }
+        if down {
+            if self.gathered.fence.is_none() || lagging {
+                self.order(record, &holder, Verb::Learn);
+            } else if self.should_restart_in_place(record) {
+                let recovery = match self.rules.broken(Mutation::HolderRestartedWithWrongRole) {
+                    false => Recovery::KeepTail,
+                    true => Recovery::DropTail,
+                };
+                self.order(record, &holder, Verb::Start { recovery });
+            }
+            return true;
+        }
+        if !up {
+            self.waits.push(Wait::Order {
+                member: holder,
+                order: "start".to_owned(),
+            });
+            return true;
+        }
+        if self.gathered.demoted.is_some() {
+            return true;
+        }
+        // It runs: a switchover, a fault that is over, or it was restarted in place. Its end is read by the same order.
+        let patience = match &self.switchover {
+            Some(switchover) => switchover
+                .deadline
+                .since(self.now)
+                .min(self.config.switchover_bound),
+            None => self.config.order_timeout,
+        };
+        let failed = self.gathered.demote_failed.contains(&holder);
+        let tries_left = match &self.switchover {
+            Some(switchover) => self.now < switchover.deadline,
+            None => !failed,
+        };
+        let patience_ms = u64::try_from(patience.as_millis())
+            .unwrap_or(u64::MAX)
+            .max(1);
+        let verb = if tries_left {
+            Verb::Demote { patience_ms }
+        } else {
+            Verb::Kill
+        };
+        self.order(record, &holder, verb);
+        !tries_left
+    }
+
+    /// Stops every other reachable member's IO, then drains it; starts (closed) those whose logs may be needed.
+    fn gather_logs(&mut self, record: &Record) {
+        let others: Vec<MemberId> = self
+            .members
+            .keys()
+            .filter(|member| **member != record.holder)
+            .cloned()
+            .collect();
+        for member in others {
+            let Some(known) = self.members.get(&member) else {
+                continue;
+            };
+            if !known.reachable {
+                self.waits.push(Wait::Member { member });
+                continue;
+            }
+            if known.is_down() {
+                // A holder of an earlier epoch may have a tail: it is started only where its log is needed.
+                let needed = record.unclosed.iter().any(|of| of.holder == member);
+                if known.held().is_none() || needed {
+                    self.order(
+                        record,
+                        &member,
+                        Verb::Start {
+                            recovery: Recovery::KeepTail,
+                        },
+                    );
+                }
+                continue;
+            }
+            if !known.is_up() {
+                continue;
+            }
+            let log = self.gathered.logs.get(&member);
+            if !self.gathered.stopped.contains_key(&member) {
+                self.order(record, &member, Verb::StopReceiving);
+            } else if log.is_none_or(|log| log.drained.is_none()) {
+                self.order(record, &member, Verb::Drain);
+            } else if self.lacks_position(record, &member) {
+                // It was stopped before the last commits reached it: let it have them.
+                self.order(record, &member, Verb::Receive);
+                if self
+                    .members
+                    .get(&member)
+                    .is_some_and(|known| known.order.is_some())
+                {
+                    self.gathered.forget(&member);
+                    self.wake_after(Duration::from_millis(10));
+                }
+            }
+        }
+    }
+
+    /// In a switchover: is this member wanted, and short of the demoted holder's last commit?
+    fn lacks_position(&self, record: &Record, member: &MemberId) -> bool {
+        let (Some(switchover), Some(demoted)) = (&self.switchover, &self.gathered.demoted) else {
+            return false;
+        };
+        let wanted = switchover.to.as_ref().is_none_or(|to| to == member);
+        let Some(log) = self.gathered.logs.get(member) else {
+            return false;
+        };
+        let behind = log.received.compare_prefixes(&demoted.position) == LogOrder::Behind;
+        let follows = self
+            .members
+            .get(member)
+            .and_then(|known| known.facts())
+            .is_some_and(|facts| {
+                facts
+                    .receiver
+                    .source()
+                    .is_some_and(|source| source.member == record.holder)
+            });
+        wanted && behind && follows && self.now < switchover.deadline
+    }
+
+    /// Restarting the holder in place brings its tail back for good, so it is done only when no acker will do: one that
+    /// is needed is not up, or all were read and none is complete or none has anybody to acknowledge for it.
+    fn should_restart_in_place(&self, record: &Record) -> bool {
+        let up = |member: &MemberId| {
+            self.members
+                .get(member)
+                .is_some_and(|known| known.reachable && known.is_up())
+        };
+        let hopeful = record.ackers.iter().all(up) && !record.ackers.is_empty();
+        let read = |member: &&MemberId| {
+            self.gathered
+                .logs
+                .get(*member)
+                .is_some_and(|log| log.drained.is_some())
+        };
+        let settled = record.ackers.iter().all(|member| read(&member));
+        let enough =
+            |member: &MemberId| self.ackers_for(record, member).0.len() >= usize::from(record.k);
+        let will_do = |member: &MemberId| self.proofs_for(record, member).is_ok() && enough(member);
+        !hopeful || (settled && !self.candidates(record).iter().any(will_do))
+    }
+
+    fn choose(
+        &mut self,
+        record: &Record,
+        why: &mut BTreeMap<MemberId, String>,
+    ) -> Result<Choice, Wait> {
+        let mut lacking = BTreeMap::new();
+        let mut without_ackers = None;
+        for member in self.candidates(record) {
+            match self.proofs_for(record, &member) {
+                Err(reason) => {
+                    why.insert(member.clone(), reason.clone());
+                    lacking.insert(member, reason);
+                }
+                Ok(complete) => {
+                    let (ackers, reasons) = self.ackers_for(record, &member);
+                    if ackers.len() >= usize::from(record.k) {
+                        self.say_the_others(record, &member, why);
+                        return Ok(Choice {
+                            member,
+                            complete,
+                            ackers,
+                        });
+                    }
+                    why.insert(
+                        member.clone(),
+                        "nobody can acknowledge for it yet".to_owned(),
+                    );
+                    without_ackers = without_ackers.or(Some(Wait::Ackers {
+                        holder: member,
+                        why: reasons,
+                    }));
+                }
+            }
+        }
+        Err(without_ackers.unwrap_or(Wait::Complete {
+            epoch: record.ended(),
+            why: lacking,
+        }))
+    }
+
+    /// Reachable members with a running server, the preferred one first.
+    fn candidates(&self, record: &Record) -> Vec<MemberId> {
+        let up = |member: &&MemberId| {
+            self.members
+                .get(*member)
+                .is_some_and(|known| known.reachable && known.is_up())
+        };
+        let mut list: Vec<MemberId> = self.by_rack(
+            &record.holder,
+            self.members.keys().filter(up).cloned().collect(),
+        );
+        let in_time = self
+            .switchover
+            .as_ref()
+            .filter(|switchover| self.now < switchover.deadline);
+        list.sort_by_key(|member| match in_time {
+            // While there is time nobody else than the one asked for is taken, unless the old holder is gone.
+            Some(switchover) if switchover.to.as_ref() == Some(member) => 0,
+            Some(_) if *member == record.holder => 3,
+            None if *member == record.holder => 0,
+            Some(_) | None => 1,
+        });
+        if let Some(switchover) = in_time {
+            let holder_up = self
+                .members
+                .get(&record.holder)
+                .is_some_and(|known| known.is_up());
+            if holder_up {
+                list.retain(|member| {
+                    *member != record.holder && switchover.to.as_ref().is_none_or(|to| to == member)
+                });
+            }
+        }
+        list
+    }
+
+    /// Proofs that `member` has every acknowledged write of the ended epoch and of each unclosed one.
+    fn proofs_for(&self, record: &Record, member: &MemberId) -> Result<Vec<CompleteProof>, String> {
+        let mut epochs: Vec<Unclosed> = record.unclosed.clone();
+        epochs.push(record.ended_as_unclosed());
+        epochs
+            .iter()
+            .map(|of| {
+                CompleteProof::find(
+                    self.rules,
+                    of,
+                    member,
+                    &self.gathered.logs,
+                    self.gathered.demoted.as_ref(),
+                )
+            })
+            .collect()
+    }
+
+    /// A': members that persisted this epoch and whose received log the candidate contains.
+    fn ackers_for(
+        &self,
+        record: &Record,
+        candidate: &MemberId,
+    ) -> (BTreeSet<MemberId>, BTreeMap<MemberId, String>) {
+        let mut why = BTreeMap::new();
+        let mut ready = Vec::new();
+        let Some(whole) = self
+            .gathered
+            .logs
+            .get(candidate)
+            .and_then(|log| log.drained)
+        else {
+            return (BTreeSet::new(), why);
+        };
+        for (member, known) in self
+            .members
+            .iter()
+            .filter(|(member, _)| *member != candidate)
+        {
+            let log = self.gathered.logs.get(member);
+            let reason = match log {
+                Some(_) if !known.reachable => "its keeper is silent".to_owned(),
+                Some(log) if self.contained(record, member, log, &whole) => {
+                    ready.push(member.clone());
+                    continue;
+                }
+                Some(_) => "its log is not known to be contained".to_owned(),
+                None if !known.reachable => "its keeper is silent".to_owned(),
+                None if !known.is_up() => "its server does not run".to_owned(),
+                None => "its log is not known yet".to_owned(),
+            };
+            why.insert(member.clone(), reason);
+        }
+        ready.sort_by_key(|member| !record.ackers.contains(member));
+        let ackers = self
+            .by_rack(candidate, ready)
+            .into_iter()
+            .take(self.config.ackers)
+            .collect();
+        (ackers, why)
+    }
+
+    fn contained(
+        &self,
+        record: &Record,
+        member: &MemberId,
+        log: &KnownLog,
+        whole: &crate::LogEnd,
+    ) -> bool {
+        if self.rules.broken(Mutation::DivergedAcker) {
+            return true;
+        }
+        // The holder of the ended epoch and its ackers have prefixes of one log; of others only the ends are known.
+        let same = record.ackers.contains(member) || record.holder == *member;
+        let premise = if same { Premise::SameA } else { Premise::None };
+        proof::contains(self.rules, whole, &log.received, premise)
+    }
+
+    fn say_the_others(
+        &self,
+        record: &Record,
+        chosen: &MemberId,
+        why: &mut BTreeMap<MemberId, String>,
+    ) {
+        for (member, known) in &self.members {
+            if member == chosen || why.contains_key(member) {
+                continue;
+            }
+            let reason = if !known.reachable {
+                "its keeper is silent"
+            } else if !known.is_up() {
+                "its server does not run"
+            } else if *member == record.holder {
+                "it is being replaced"
+            } else {
+                "another was found first"
+            };
+            why.insert(member.clone(), reason.to_owned());
+        }
+    }
+}

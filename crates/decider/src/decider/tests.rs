@@ -1,0 +1,366 @@
+//! The decider by hand: how many round trips a failover takes, and what is waited for and said.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use homeostat_model::{Epoch, RecordVersion, ServiceName};
+
+use super::*;
+use crate::{
+    BootId, CasOutcome, Gtid, KeeperIncarnation, LogEnd, MemberReport, OrderOutcome, OrderReply,
+    Receiver, ServerFacts, ServerIncarnation, ServerState, Source,
+};
+
+fn name(text: &str) -> MemberId {
+    MemberId::new(text).unwrap()
+}
+
+fn serving() -> Record {
+    Record {
+        epoch: Epoch(3),
+        version: RecordVersion(9),
+        term: Term(1),
+        phase: Phase::Serving,
+        holder: name("a"),
+        ackers: BTreeSet::from([name("b"), name("c")]),
+        leaving: None,
+        k: 1,
+        unclosed: Vec::new(),
+    }
+}
+
+fn end(sequence: u64) -> LogEnd {
+    LogEnd {
+        barrier: Epoch(3),
+        last: Some(Gtid {
+            domain: 0,
+            server: 1,
+            sequence,
+        }),
+    }
+}
+
+fn report(member: &str, record: &Record) -> MemberReport {
+    let holder = member == "a";
+    let source = Source {
+        member: name("a"),
+        host: "127.0.0.1".to_owned(),
+        port: 1,
+    };
+    let receiver = match holder {
+        true => Receiver::None,
+        false => Receiver::Running {
+            source,
+            connected: true,
+            applying: true,
+            error: None,
+        },
+    };
+    let facts = ServerFacts {
+        read_only: !holder,
+        waits_for_ackers: holder,
+        acker: !holder,
+        receiver,
+        received: (!holder).then(|| end(5)),
+        applied: end(5),
+        needs_salvage: false,
+        admitted: if holder {
+            BTreeSet::from([name("b"), name("c")])
+        } else {
+            BTreeSet::new()
+        },
+        receiving: BTreeSet::new(),
+        barrier: holder.then_some(Epoch(3)),
+    };
+    let incarnation = ServerIncarnation {
+        boot: BootId("boot".to_owned()),
+        pid: 4,
+        start_ticks: 4,
+    };
+    MemberReport {
+        member: name(member),
+        incarnation: KeeperIncarnation(1),
+        boot: BootId("boot".to_owned()),
+        host: "127.0.0.1".to_owned(),
+        port: 1,
+        record: Some(record.clone()),
+        held: holder.then_some(Epoch(3)),
+        server: ServerState::Up { incarnation, facts },
+    }
+}
+
+fn down(member: &str, record: &Record) -> MemberReport {
+    MemberReport {
+        server: ServerState::Down {
+            initialised: true,
+            last: None,
+        },
+        ..report(member, record)
+    }
+}
+
+/// A decider with its effects answered one round at a time, each order with what a working keeper would say.
+struct Hand {
+    decider: Decider,
+    now: Now,
+    pending: Vec<Effect>,
+    script: Vec<String>,
+}
+
+impl Hand {
+    fn new() -> Self {
+        let members = ["a", "b", "c"].map(name).to_vec();
+        let config = Config::mariadb(ServiceName::new("db").unwrap(), members, BTreeMap::new());
+        let decider = Decider::new(config, Term(2));
+        Self {
+            decider,
+            now: Now::default(),
+            pending: Vec::new(),
+            script: Vec::new(),
+        }
+    }
+
+    /// The leader of a healthy cluster, with nothing left to do.
+    fn leading() -> Self {
+        let mut hand = Self::new();
+        for member in ["a", "b", "c"] {
+            hand.give(Input::Report(report(member, &serving())));
+        }
+        hand.rounds(&serving());
+        hand.script.clear();
+        hand
+    }
+
+    fn give(&mut self, input: Input) {
+        let effects = self.decider.handle(self.now, input);
+        self.pending.extend(
+            effects
+                .into_iter()
+                .filter(|effect| !matches!(effect, Effect::Note(_))),
+        );
+    }
+
+    /// Answers all that is under way at once, and again, until nothing is. One line of script per round.
+    fn rounds(&mut self, stored: &Record) {
+        while !self.pending.is_empty() {
+            self.now = self.now.after(Duration::from_millis(1));
+            let round = std::mem::take(&mut self.pending);
+            self.script
+                .push(round.iter().map(line).collect::<Vec<_>>().join(" | "));
+            assert!(self.script.len() < 40, "no end: {:#?}", self.script);
+            for effect in round {
+                match effect {
+                    Effect::ReadRecord => self.give(Input::RecordRead(Some(stored.clone()))),
+                    Effect::Cas { attempt, .. } => {
+                        self.give(Input::CasDone {
+                            attempt,
+                            outcome: CasOutcome::Committed,
+                        });
+                    }
+                    Effect::Order { member, order, .. } => {
+                        let outcome = answer(&order);
+                        let (sequence, incarnation) =
+                            (order.header.sequence, order.header.incarnation);
+                        self.give(Input::Reply(OrderReply {
+                            member,
+                            sequence,
+                            incarnation,
+                            outcome,
+                        }));
+                    }
+                    Effect::Endpoint { .. } | Effect::SwitchoverDone { .. } | Effect::Note(_) => {}
+                }
+            }
+        }
+    }
+
+    fn waits(&self) -> Vec<String> {
+        self.decider
+            .view()
+            .waits
+            .iter()
+            .map(Wait::to_string)
+            .collect()
+    }
+}
+
+fn answer(order: &Order) -> OrderOutcome {
+    match &order.verb {
+        Verb::StopReceiving => OrderOutcome::Stopped {
+            received: Some(end(5)),
+        },
+        Verb::Drain => OrderOutcome::Drained { applied: end(5) },
+        Verb::Demote { .. } => OrderOutcome::Demoted { position: end(5) },
+        Verb::Barrier => OrderOutcome::BarrierDone {
+            epoch: order.header.record.epoch,
+            at: Gtid {
+                domain: 0,
+                server: 2,
+                sequence: 6,
+            },
+        },
+        Verb::Start { .. } => OrderOutcome::Started {
+            server: ServerIncarnation {
+                boot: BootId("boot".to_owned()),
+                pid: 5,
+                start_ticks: 5,
+            },
+        },
+        _ => OrderOutcome::Done,
+    }
+}
+
+fn line(effect: &Effect) -> String {
+    match effect {
+        Effect::ReadRecord => "read".to_owned(),
+        Effect::Cas { new, .. } => format!("cas {:?}({}) {}", new.phase, new.epoch, new.holder),
+        Effect::Order { member, order, .. } => format!("{member}: {}", name_of(&order.verb)),
+        Effect::Endpoint { target, .. } => match target {
+            Some(target) => format!("endpoint {target}"),
+            None => "endpoint closed".to_owned(),
+        },
+        Effect::SwitchoverDone { result, .. } => match result {
+            Ok(to) => format!("switched to {to}"),
+            Err(why) => format!("not switched: {why}"),
+        },
+        Effect::Note(_) => String::new(),
+    }
+}
+
+#[test]
+fn a_leader_puts_its_term_into_the_record_first() {
+    let mut hand = Hand::new();
+    for member in ["a", "b", "c"] {
+        hand.give(Input::Report(report(member, &serving())));
+    }
+    hand.rounds(&serving());
+    insta::assert_snapshot!(hand.script.join("\n"), @r"
+    read
+    cas Serving(3) a
+    endpoint a | a: learn
+    b: learn | c: learn
+    ");
+    assert_eq!(hand.decider.view().open, Some(name("a")));
+}
+
+#[test]
+fn a_failover_takes_few_round_trips() {
+    let mut hand = Hand::leading();
+    hand.give(Input::Report(down(
+        "a",
+        &hand.decider.view().record.unwrap(),
+    )));
+    hand.rounds(&serving());
+    insta::assert_snapshot!(hand.script.join("\n"), @r"
+    cas Revoking(4) a
+    endpoint closed | a: learn | b: stop-receiving | c: stop-receiving
+    b: drain | c: drain
+    cas Promoting(4) b
+    c: repoint to b (Counts) | b: take-over
+    b: admit c
+    c: receive | b: barrier
+    cas Serving(4) b
+    b: open
+    endpoint b | a: start (DropTail) | c: learn
+    ");
+}
+
+#[test]
+fn a_switchover_demotes_before_it_stops_anybody() {
+    let mut hand = Hand::leading();
+    hand.give(Input::Switchover {
+        request: 1,
+        to: Some(name("c")),
+    });
+    hand.rounds(&serving());
+    insta::assert_snapshot!(hand.script.join("\n"), @r"
+    cas Revoking(4) a
+    endpoint closed | a: demote
+    b: stop-receiving | c: stop-receiving
+    b: drain | c: drain
+    cas Promoting(4) c
+    a: repoint to c (Counts) | b: repoint to c (Counts) | c: take-over
+    c: admit a
+    a: receive | c: admit b
+    b: receive | c: barrier
+    cas Serving(4) c
+    c: open
+    endpoint c | switched to c | a: learn | b: learn
+    ");
+}
+
+#[test]
+fn a_silent_holder_is_not_replaced() {
+    let mut hand = Hand::leading();
+    hand.give(Input::KeeperGone { member: name("a") });
+    hand.now = hand.now.after(Duration::from_secs(3600));
+    hand.give(Input::Tick);
+    hand.rounds(&serving());
+    assert!(hand.script.is_empty(), "{:?}", hand.script);
+    assert_eq!(
+        hand.decider.view().open,
+        Some(name("a")),
+        "it may well be serving"
+    );
+}
+
+#[test]
+fn a_holder_that_falls_silent_while_it_is_fenced_is_waited_for() {
+    let mut hand = Hand::new();
+    let revoking = Record {
+        epoch: Epoch(4),
+        phase: Phase::Revoking,
+        version: RecordVersion(10),
+        ..serving()
+    };
+    for member in ["b", "c"] {
+        hand.give(Input::Report(report(member, &revoking)));
+    }
+    hand.rounds(&revoking);
+    insta::assert_snapshot!(hand.waits().join("\n"), @"a's keeper: nothing else proves that a acknowledges no more writes of epoch 3");
+}
+
+#[test]
+fn a_higher_term_stops_everything() {
+    let mut hand = Hand::leading();
+    let newer = Record {
+        term: Term(3),
+        version: RecordVersion(11),
+        ..serving()
+    };
+    hand.give(Input::Report(report("b", &newer)));
+    hand.rounds(&newer);
+    assert_eq!(hand.script, ["read"]);
+    hand.script.clear();
+    hand.give(Input::Report(down("a", &newer)));
+    hand.give(Input::Switchover {
+        request: 1,
+        to: None,
+    });
+    hand.rounds(&newer);
+    assert_eq!(
+        hand.script,
+        ["not switched: the cluster has no open primary now (Serving)"]
+    );
+    assert_eq!(hand.waits(), ["nothing: a newer leader (term 3) acts"]);
+}
+
+#[test]
+fn a_store_behind_its_members_stops_everything() {
+    let mut hand = Hand::leading();
+    let newer = Record {
+        epoch: Epoch(7),
+        ..serving()
+    };
+    hand.give(Input::Report(report("b", &newer)));
+    hand.give(Input::Report(down("a", &serving())));
+    let effects: Vec<String> = hand.pending.iter().map(line).collect();
+    assert_eq!(effects, ["read"]);
+    assert!(
+        hand.waits()
+            .iter()
+            .any(|wait| wait.contains("a person: b knows epoch 7")),
+        "{:?}",
+        hand.waits()
+    );
+}

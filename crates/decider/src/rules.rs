@@ -1,0 +1,74 @@
+//! Switches that break one rule of the specification each, so that the simulator can show that the rule is needed and
+//! that its checkers see what happens without it. They exist only in tests and under the `sim` feature; in a product
+//! build [`Rules::broken`] is `false` at compile time.
+
+/// One rule left out (failover.md section 11, "Mutations", as far as this cut has the rule).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mutation {
+    PromoteWithoutComplete,
+    SkipBarrier,
+    OpenBeforeServing,
+    NoFence,
+    EmptyReceivedAsZero,
+    CompareBySequenceOnly,
+    DropUnclosed,
+    EnableAckerBeforeCas,
+    LeaderDoesNotCasFirst,
+    NoOrderSequence,
+    NoIncarnation,
+    StartWithoutSalvage,
+    HolderRestartedWithWrongRole,
+    AcceptLowerVersion,
+    RepointWithoutDrain,
+    ReconnectWithoutLocks,
+    DivergedAcker,
+}
+
+#[cfg(any(test, feature = "sim"))]
+impl Mutation {
+    pub const ALL: [Mutation; 17] = [
+        Mutation::PromoteWithoutComplete,
+        Mutation::SkipBarrier,
+        Mutation::OpenBeforeServing,
+        Mutation::NoFence,
+        Mutation::EmptyReceivedAsZero,
+        Mutation::CompareBySequenceOnly,
+        Mutation::DropUnclosed,
+        Mutation::EnableAckerBeforeCas,
+        Mutation::LeaderDoesNotCasFirst,
+        Mutation::NoOrderSequence,
+        Mutation::NoIncarnation,
+        Mutation::StartWithoutSalvage,
+        Mutation::HolderRestartedWithWrongRole,
+        Mutation::AcceptLowerVersion,
+        Mutation::RepointWithoutDrain,
+        Mutation::ReconnectWithoutLocks,
+        Mutation::DivergedAcker,
+    ];
+}
+
+#[cfg(any(test, feature = "sim"))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules(pub Option<Mutation>);
+
+#[cfg(not(any(test, feature = "sim")))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rules;
+
+impl Rules {
+    #[cfg(any(test, feature = "sim"))]
+    pub const ALL_KEPT: Rules = Rules(None);
+
+    #[cfg(not(any(test, feature = "sim")))]
+    pub(crate) const ALL_KEPT: Rules = Rules;
+
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn broken(self, rule: Mutation) -> bool {
+        self.0 == Some(rule)
+    }
+
+    #[cfg(not(any(test, feature = "sim")))]
+    pub(crate) const fn broken(self, _rule: Mutation) -> bool {
+        false
+    }
+}

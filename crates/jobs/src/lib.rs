@@ -1,0 +1,10 @@
+//! The admin server of plain jobs: N equal tasks, an endpoint over those that run.
+//!
+//! It uses nothing but the public contract (`CellHandle`), exactly as a team's own admin server would. What to do
+//! next is a pure function ([`reconcile`]); [`server`] carries it out and looks again.
+
+mod launch;
+mod reconcile;
+mod server;
+
+pub use server::JobServer;

@@ -1,0 +1,499 @@
+//! Carries out what [`reconcile`](crate::reconcile) says, and looks again whenever something changed.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use homeostat_api::v1::{
+    ActReply, ActRequest, Apart, ChecksReply, ChecksRequest, DescribeReply, DescribeRequest, EndpointTarget,
+    ForgetRequest, HelloRequest, InspectReply, InspectRequest, OnChange, PlaceRequest, PlaceTask,
+    PrepareEvictionReply, PrepareEvictionRequest, ReadRequest, RolloutReply, RolloutRequest, ServiceState,
+    SetEndpointRequest, StartRequest, StopRequest, TaskEvent, TurndownReply, TurndownRequest, TurnupReply,
+    TurnupRequest, WatchRequest, WriteRequest,
+};
+use homeostat_api::{AdminServer, CellHandle, Refusal, TaskEvents};
+use homeostat_model::{JobSpec, ServiceKind, ServiceName, ServiceSpec, TaskName, TaskState};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::launch::{fingerprint, launch, resources};
+use crate::reconcile::{Action, Now, Placed, Seen, Wanted, failures_after, reconcile};
+
+/// How long a connection to the endpoint is held while no task runs.
+const HOLD: Duration = Duration::from_secs(5);
+/// Pause before something that was refused is tried again.
+const AGAIN: Duration = Duration::from_millis(200);
+/// Commands and results that may wait for the loop.
+const QUEUE: usize = 256;
+/// Where the fingerprints of started tasks are kept, under the service's prefix.
+const STARTED: &str = "started";
+
+/// What the cell adds to a specification at turnup: which build of the package is meant.
+#[derive(Debug, Deserialize)]
+struct Build {
+    #[serde(default)]
+    package_hash: String,
+}
+
+/// What the loop last knew, for inspection.
+#[derive(Debug, Clone, PartialEq)]
+struct View {
+    state: ServiceState,
+    waits_for: String,
+}
+
+enum Command {
+    Up(Box<ServiceSpec>, String),
+    Down,
+    Finished { task: TaskName, outcome: Finished },
+}
+
+/// How an action went.
+enum Finished {
+    Placed(Placed),
+    Pending(String),
+    Started(String),
+    Forgotten,
+    /// The task's next event tells the rest; without one it is asked again after a pause.
+    Asked,
+    /// The pause is over.
+    Rested,
+    Refused(Refusal),
+}
+
+/// The admin server of one plain job. Its loop ends when it is dropped.
+pub struct JobServer {
+    commands: mpsc::Sender<Command>,
+    view: watch::Receiver<View>,
+    service: ServiceName,
+}
+
+impl JobServer {
+    /// Starts the loop; nothing happens before `turnup`.
+    pub fn new(service: ServiceName, cell: Arc<dyn CellHandle>) -> Self {
+        let (commands, queue) = mpsc::channel(QUEUE);
+        let (publish, view) = watch::channel(View { state: ServiceState::Down, waits_for: String::new() });
+        let server = Loop {
+            service: service.clone(),
+            cell,
+            results: commands.downgrade(),
+            publish,
+            spec: None,
+            wanted: None,
+            tasks: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            began: Instant::now(),
+            endpoint: None,
+            version: 0,
+            term: 0,
+            started: Started::default(),
+            started_revision: 0,
+        };
+        tokio::spawn(server.run(queue));
+        Self { commands, view, service }
+    }
+
+    async fn send(&self, command: Command) -> Result<(), Refusal> {
+        self.commands.send(command).await.map_err(|_| Refusal::internal(format!("{}'s loop ended", self.service)))
+    }
+
+    async fn until(&self, state: ServiceState) -> Result<(), Refusal> {
+        let mut view = self.view.clone();
+        view.wait_for(|view| view.state == state)
+            .await
+            .map(|_| ())
+            .map_err(|_| Refusal::internal(format!("{}'s loop ended", self.service)))
+    }
+
+    async fn up(&self, spec_json: &str) -> Result<(), Refusal> {
+        let bad = |error: serde_json::Error| Refusal::bad_request(format!("{}: {error}", self.service));
+        let spec: ServiceSpec = serde_json::from_str(spec_json).map_err(bad)?;
+        let build: Build = serde_json::from_str(spec_json).map_err(bad)?;
+        self.send(Command::Up(Box::new(spec), build.package_hash)).await?;
+        self.until(ServiceState::Up).await
+    }
+}
+
+#[async_trait]
+impl AdminServer for JobServer {
+    async fn describe(&self, _: DescribeRequest) -> Result<DescribeReply, Refusal> {
+        Ok(DescribeReply { kind: "job".into(), version: env!("CARGO_PKG_VERSION").into(), actions: Vec::new() })
+    }
+
+    async fn turnup(&self, request: TurnupRequest) -> Result<TurnupReply, Refusal> {
+        self.up(&request.spec_json).await?;
+        Ok(TurnupReply {})
+    }
+
+    async fn turndown(&self, _: TurndownRequest) -> Result<TurndownReply, Refusal> {
+        self.send(Command::Down).await?;
+        self.until(ServiceState::Down).await?;
+        Ok(TurndownReply {})
+    }
+
+    async fn checks(&self, _: ChecksRequest) -> Result<ChecksReply, Refusal> {
+        Ok(ChecksReply { check_json: Vec::new() })
+    }
+
+    async fn prepare_eviction(&self, _: PrepareEvictionRequest) -> Result<PrepareEvictionReply, Refusal> {
+        // No task of a plain job has a role that another one would have to take first.
+        Ok(PrepareEvictionReply {})
+    }
+
+    async fn rollout(&self, request: RolloutRequest) -> Result<RolloutReply, Refusal> {
+        let before = self.view.borrow().state;
+        self.up(&request.spec_json).await?;
+        Ok(RolloutReply { replaced: u32::from(before == ServiceState::Up) })
+    }
+
+    async fn inspect(&self, _: InspectRequest) -> Result<InspectReply, Refusal> {
+        let view = self.view.borrow().clone();
+        Ok(InspectReply { state: view.state as i32, waits_for: view.waits_for, detail_json: String::new() })
+    }
+
+    async fn act(&self, request: ActRequest) -> Result<ActReply, Refusal> {
+        Err(Refusal::bad_request(format!("a plain job has no action '{}'", request.verb)))
+    }
+}
+
+/// The fingerprint of what each task was started from; kept by the cell, so that a new leader replaces nothing
+/// that is as wanted.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Started(BTreeMap<TaskName, String>);
+
+struct Loop {
+    service: ServiceName,
+    cell: Arc<dyn CellHandle>,
+    results: mpsc::WeakSender<Command>,
+    publish: watch::Sender<View>,
+    spec: Option<JobSpec>,
+    wanted: Option<Wanted>,
+    tasks: BTreeMap<TaskName, Seen>,
+    /// Where each task listens, as observed.
+    addresses: BTreeMap<TaskName, (String, HashMap<String, u32>)>,
+    began: Instant,
+    endpoint: Option<Vec<String>>,
+    version: u64,
+    term: u64,
+    started: Started,
+    started_revision: u64,
+}
+
+impl Loop {
+    fn now(&self) -> Now {
+        Now(self.began.elapsed())
+    }
+
+    async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
+        loop {
+            let Some(mut events) = self.attach(&queue).await else { return };
+            loop {
+                let wake = self.act();
+                tokio::select! {
+                    command = queue.recv() => match command {
+                        Some(command) => self.command(command).await,
+                        None => return,
+                    },
+                    event = events.recv() => match event {
+                        Some(event) => self.seen(&event),
+                        None => break,
+                    },
+                    () = sleep_until(wake) => {}
+                }
+                self.publish_view();
+                self.set_endpoint().await;
+            }
+        }
+    }
+
+    /// Watches the service's tasks from a fresh snapshot. `None`: the server was dropped.
+    async fn attach(&mut self, queue: &mpsc::Receiver<Command>) -> Option<TaskEvents> {
+        let service = self.service.to_string();
+        while !(queue.is_closed() && queue.is_empty()) {
+            let hello = self.cell.hello(HelloRequest { service: service.clone() }).await;
+            let read = self.cell.read(ReadRequest { service: service.clone(), key: STARTED.into() }).await;
+            let watch = self.cell.watch(WatchRequest { service: service.clone() }).await;
+            if let (Ok(hello), Ok(read), Ok(mut events)) = (hello, read, watch) {
+                self.term = hello.term;
+                self.started = serde_json::from_slice(&read.value).unwrap_or_default();
+                self.started_revision = read.mod_revision;
+                while let Some(event) = events.recv().await {
+                    if event.synced {
+                        return Some(events);
+                    }
+                    self.seen(&event);
+                }
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+        None
+    }
+
+    fn seen(&mut self, event: &TaskEvent) {
+        let now = self.now();
+        let Ok(name) = TaskName::new(event.task.clone()) else { return };
+        let Ok(state) = serde_json::from_str::<TaskState>(&event.state_json) else { return };
+        let task = self.tasks.entry(name.clone()).or_insert_with(Seen::new);
+        let fell = task.runs() || matches!(task.state, TaskState::Starting | TaskState::Stopping { .. });
+        match &state {
+            TaskState::Running { .. } if !task.runs() => task.started = Some(now),
+            TaskState::Exited { .. } | TaskState::Lost if fell => {
+                task.failures = failures_after(task, now);
+                task.ended = Some(now);
+            }
+            TaskState::Pending { .. }
+            | TaskState::Starting
+            | TaskState::Running { .. }
+            | TaskState::Stopping { .. }
+            | TaskState::Exited { .. }
+            | TaskState::Lost => {}
+        }
+        task.busy &= task.state == state;
+        task.state = state;
+        if !event.machine.is_empty() {
+            task.placed = Some(Placed { machine: event.machine.clone(), generation: event.generation });
+            self.addresses.insert(name.clone(), (event.address.clone(), event.ports.clone()));
+        }
+        if task.fingerprint.is_none() {
+            task.fingerprint = self.started.0.get(&name).cloned();
+        }
+    }
+
+    async fn command(&mut self, command: Command) {
+        match command {
+            Command::Up(spec, package_hash) => {
+                let ServiceKind::Job(job) = spec.kind else { return };
+                let tasks: Vec<TaskName> =
+                    (0..job.tasks).filter_map(|n| TaskName::of(&self.service, n).ok()).collect();
+                for task in &tasks {
+                    self.tasks.entry(task.clone()).or_insert_with(Seen::new);
+                }
+                self.wanted = Some(Wanted {
+                    tasks,
+                    fingerprint: fingerprint(&job, &package_hash),
+                    restart: job.task.restart,
+                });
+                self.spec = Some(job);
+            }
+            Command::Down => self.wanted = None,
+            Command::Finished { task, outcome } => self.finished(task, outcome).await,
+        }
+    }
+
+    async fn finished(&mut self, name: TaskName, outcome: Finished) {
+        let now = self.now();
+        let Some(task) = self.tasks.get_mut(&name) else { return };
+        task.busy = false;
+        match outcome {
+            Finished::Placed(placed) => task.placed = Some(placed),
+            Finished::Pending(why) => {
+                task.state = TaskState::Pending { why };
+                self.retry_later(name);
+            }
+            Finished::Started(fingerprint) => {
+                task.fingerprint = Some(fingerprint.clone());
+                if matches!(task.state, TaskState::Pending { .. } | TaskState::Exited { .. } | TaskState::Lost) {
+                    task.state = TaskState::Starting;
+                }
+                if self.started.0.insert(name, fingerprint.clone()).as_ref() != Some(&fingerprint) {
+                    self.remember_started().await;
+                }
+            }
+            Finished::Forgotten => {
+                self.tasks.remove(&name);
+                self.addresses.remove(&name);
+                if self.started.0.remove(&name).is_some() {
+                    self.remember_started().await;
+                }
+            }
+            Finished::Asked => self.retry_later(name),
+            Finished::Rested => {}
+            Finished::Refused(refusal) => {
+                if matches!(task.state, TaskState::Pending { .. } | TaskState::Exited { .. } | TaskState::Lost) {
+                    task.state = TaskState::Pending { why: refusal.message };
+                }
+                task.ended = Some(now);
+                task.failures = task.failures.saturating_add(1);
+                self.retry_later(name);
+            }
+        }
+    }
+
+    /// Keeps a task quiet for a moment.
+    fn retry_later(&mut self, name: TaskName) {
+        let Some(task) = self.tasks.get_mut(&name) else { return };
+        task.busy = true;
+        let results = self.results.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(AGAIN).await;
+            if let Some(results) = results.upgrade() {
+                drop(results.send(Command::Finished { task: name, outcome: Finished::Rested }).await);
+            }
+        });
+    }
+
+    async fn remember_started(&mut self) {
+        let request = WriteRequest {
+            service: self.service.to_string(),
+            key: STARTED.into(),
+            value: serde_json::to_vec(&self.started).unwrap_or_default(),
+            expected_mod_revision: self.started_revision,
+        };
+        // Losing it costs one replacement of an unchanged task after a change of leader, nothing else.
+        if let Ok(reply) = self.cell.write(request).await {
+            self.started_revision = reply.mod_revision;
+        }
+    }
+
+    /// Sets every due action going; returns when to look again though nothing happened.
+    fn act(&mut self) -> Option<Instant> {
+        let mut wake: Option<Now> = None;
+        for action in reconcile(self.wanted.as_ref(), &self.tasks, self.now()) {
+            let name = match &action {
+                Action::LookAgain(at) => {
+                    wake = Some(wake.map_or(*at, |earlier| earlier.min(*at)));
+                    continue;
+                }
+                Action::Place(name) | Action::Start(name) | Action::Stop(name) | Action::Forget(name) => name.clone(),
+            };
+            if let Some(task) = self.tasks.get_mut(&name) {
+                task.busy = true;
+            }
+            self.spawn(name, action);
+        }
+        wake.map(|at| self.began + at.0)
+    }
+
+    fn spawn(&self, name: TaskName, action: Action) {
+        let Some(spec) = self.spec.clone() else { return };
+        let cell = Arc::clone(&self.cell);
+        let service = self.service.to_string();
+        let generation = self.tasks.get(&name).and_then(|task| task.placed.as_ref()).map_or(0, |p| p.generation);
+        let fingerprint = self.wanted.as_ref().map(|wanted| wanted.fingerprint.clone()).unwrap_or_default();
+        let results = self.results.clone();
+        tokio::spawn(async move {
+            let outcome = perform(&*cell, service, &name, action, generation, &spec, fingerprint).await;
+            if let Some(results) = results.upgrade() {
+                drop(results.send(Command::Finished { task: name, outcome }).await);
+            }
+        });
+    }
+
+    fn publish_view(&self) {
+        let view = self.view();
+        self.publish.send_if_modified(|current| {
+            let changed = *current != view;
+            *current = view;
+            changed
+        });
+    }
+
+    fn view(&self) -> View {
+        let Some(wanted) = &self.wanted else {
+            let running = self.tasks.values().filter(|task| task.state.pid().is_some()).count();
+            return if running == 0 && self.tasks.values().all(|task| !task.busy) {
+                View { state: ServiceState::Down, waits_for: String::new() }
+            } else {
+                View { state: ServiceState::Stopping, waits_for: format!("{running} tasks to end") }
+            };
+        };
+        let mut missing = Vec::new();
+        for name in &wanted.tasks {
+            let Some(task) = self.tasks.get(name) else { continue };
+            let current = task.fingerprint.as_deref() == Some(wanted.fingerprint.as_str());
+            match &task.state {
+                TaskState::Running { .. } if current => {}
+                TaskState::Running { .. } => missing.push(format!("{name} to be replaced")),
+                TaskState::Pending { why } => missing.push(format!("{name}: {why}")),
+                TaskState::Exited { cause } => missing.push(format!("{name}: {cause}")),
+                TaskState::Starting | TaskState::Stopping { .. } | TaskState::Lost => {
+                    missing.push(format!("{name} {}", task.state.word()));
+                }
+            }
+        }
+        if missing.is_empty() {
+            return View { state: ServiceState::Up, waits_for: String::new() };
+        }
+        let state = if missing.len() < wanted.tasks.len() { ServiceState::Degraded } else { ServiceState::Starting };
+        View { state, waits_for: missing.join(", ") }
+    }
+
+    async fn set_endpoint(&mut self) {
+        let Some(port) = self.spec.as_ref().and_then(|spec| spec.endpoint.clone()) else { return };
+        let targets: Vec<String> = self
+            .tasks
+            .iter()
+            .filter(|(_, task)| task.runs())
+            .filter_map(|(name, _)| self.addresses.get(name))
+            .filter_map(|(address, ports)| Some(format!("{address}:{}", ports.get(port.as_str())?)))
+            .collect();
+        if self.endpoint.as_ref() == Some(&targets) {
+            return;
+        }
+        self.version += 1;
+        let target = EndpointTarget {
+            service: self.service.to_string(),
+            epoch: self.term,
+            version: self.version,
+            targets: targets.clone(),
+            hold_ms: u64::try_from(HOLD.as_millis()).unwrap_or(u64::MAX),
+            on_change: OnChange::Keep as i32,
+            port: 0,
+        };
+        let request = SetEndpointRequest { service: self.service.to_string(), target: Some(target) };
+        if self.cell.set_endpoint(request).await.is_ok() {
+            self.endpoint = Some(targets);
+        }
+    }
+}
+
+async fn sleep_until(wake: Option<Instant>) {
+    match wake {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn perform(
+    cell: &dyn CellHandle,
+    service: String,
+    name: &TaskName,
+    action: Action,
+    generation: u64,
+    spec: &JobSpec,
+    fingerprint: String,
+) -> Finished {
+    let task = name.to_string();
+    let grace_ms = u64::try_from(spec.task.grace.as_millis()).unwrap_or(u64::MAX);
+    let result = match action {
+        Action::Place(_) => {
+            let wanted = PlaceTask {
+                task,
+                resources: Some(resources(spec)),
+                fixed_ports: spec.task.ports.values().flatten().map(|port| u32::from(*port)).collect(),
+                apart: Apart::Spread as i32,
+            };
+            cell.place(PlaceRequest { service, tasks: vec![wanted] }).await.map(|reply| {
+                match (reply.placed.into_iter().next(), reply.pending.into_iter().next()) {
+                    (Some(placed), _) => {
+                        Finished::Placed(Placed { machine: placed.machine, generation: placed.generation })
+                    }
+                    (None, Some(pending)) => Finished::Pending(pending.why),
+                    (None, None) => Finished::Pending("the scheduler said nothing about it".into()),
+                }
+            })
+        }
+        Action::Start(_) => {
+            let launch = Some(launch(spec));
+            cell.start(StartRequest { service, task, generation, launch }).await.map(|_| Finished::Started(fingerprint))
+        }
+        Action::Stop(_) => {
+            cell.stop(StopRequest { service, task, generation, grace_ms }).await.map(|_| Finished::Asked)
+        }
+        Action::Forget(_) => cell.forget(ForgetRequest { service, task }).await.map(|_| Finished::Forgotten),
+        Action::LookAgain(_) => Ok(Finished::Asked),
+    };
+    result.unwrap_or_else(Finished::Refused)
+}

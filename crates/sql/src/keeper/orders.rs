@@ -1,0 +1,446 @@
+//! Carries one order out. Whether it may be is decided already and what had to be remembered is on disk.
+//!
+//! An order ends in one of four ways: done; its server found gone, which is exact; failed, with nothing of it still at
+//! work in the server (the driver sees to that); or dropped with the whole keeper.
+
+use std::cell::RefCell;
+use std::error::Error;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use homeostat_decider::{BootId, Order, OrderOutcome, Recovery, ServerIncarnation, Verb};
+use homeostat_supervisor::cgroup::TaskGroup;
+use homeostat_supervisor::launch::LaunchFile;
+use homeostat_supervisor::logs::Log;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::config::{KeeperConfig, PORT, Secret};
+use super::server::{Paths, Server};
+use super::tail::{self, SavedTail};
+use crate::mariadb::{
+    self, Driver, Known, Login, Member, SqlError, relay, salvage, settings, template,
+};
+
+/// Crash recovery of a large server takes minutes; one that takes longer is looked at by a person.
+const START: Duration = Duration::from_secs(600);
+/// One `Drain`; a long one is ordered again and goes on where it was.
+const DRAIN: Duration = Duration::from_secs(60);
+/// SIGKILL works at once unless the process sits in an uninterruptible wait.
+const KILL: Duration = Duration::from_secs(10);
+/// Between the loss of the connection and the server's exit.
+const DYING: Duration = Duration::from_millis(500);
+
+/// What does not change while a keeper lives.
+pub(crate) struct Context {
+    pub launch: LaunchFile,
+    pub config: KeeperConfig,
+    pub run_dir: PathBuf,
+    pub paths: Paths,
+    pub group: Rc<TaskGroup>,
+    pub boot: BootId,
+    pub log: Rc<RefCell<Log>>,
+}
+
+impl Context {
+    pub(crate) fn note(&self, text: &str) {
+        self.log
+            .borrow_mut()
+            .write(format!("[keeper] {text}\n").as_bytes());
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        // `KeeperConfig::of` has refused a launch file without it.
+        self.launch
+            .ports
+            .iter()
+            .find(|(name, _)| name.as_str() == PORT)
+            .map_or(0, |(_, port)| *port)
+    }
+}
+
+/// One order on its way.
+pub(crate) struct Job {
+    pub context: Rc<Context>,
+    pub order: Order,
+    pub known: Known,
+    pub driver: Option<Driver>,
+    pub server: Option<Server>,
+    /// The last server, for the answer to a `Kill` of none.
+    pub last: Option<ServerIncarnation>,
+    pub progress: mpsc::UnboundedSender<Progress>,
+}
+
+/// What the guard must know before the order is over.
+pub(crate) enum Progress {
+    Spawned(Server),
+    Ended(ServerIncarnation),
+}
+
+pub(crate) struct Done {
+    pub driver: Option<Driver>,
+    pub known: Known,
+    pub outcome: OrderOutcome,
+}
+
+/// Why an order failed that was not only statements.
+#[derive(Debug, thiserror::Error)]
+enum OrderError {
+    #[error(transparent)]
+    Sql(#[from] SqlError),
+    #[error(transparent)]
+    Template(#[from] template::TemplateError),
+    #[error("cannot {what}")]
+    Io {
+        what: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{0}")]
+    Condition(String),
+}
+
+fn io_error(what: &'static str) -> impl FnOnce(std::io::Error) -> OrderError {
+    move |source| OrderError::Io { what, source }
+}
+
+pub(crate) async fn carry_out(mut job: Job) -> Done {
+    let outcome = match &job.order.verb {
+        Verb::Learn => OrderOutcome::Done,
+        Verb::Start { recovery } => {
+            let recovery = *recovery;
+            match start(&mut job, recovery).await {
+                Ok(server) => OrderOutcome::Started { server },
+                Err(error) => failed(&error),
+            }
+        }
+        Verb::Kill => kill(&mut job).await,
+        Verb::StopReceiving
+        | Verb::Drain
+        | Verb::Repoint { .. }
+        | Verb::Receive
+        | Verb::TakeOver
+        | Verb::Admit { .. }
+        | Verb::Expel { .. }
+        | Verb::Barrier
+        | Verb::Open
+        | Verb::Demote { .. }
+        | Verb::Reinstate => ask_server(&mut job).await,
+    };
+    Done {
+        driver: job.driver,
+        known: job.known,
+        outcome,
+    }
+}
+
+fn failed(error: &(dyn Error + 'static)) -> OrderOutcome {
+    OrderOutcome::Failed { why: chain(error) }
+}
+
+/// An error with all that caused it, on one line.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        next = error.source();
+    }
+    text
+}
+
+/// The orders that are statements. A lost connection is followed by the server's exit, if that is why it was lost.
+async fn ask_server(job: &mut Job) -> OrderOutcome {
+    let (Some(mut driver), Some(mut server)) = (job.driver.take(), job.server.clone()) else {
+        return OrderOutcome::Exited {
+            server: job.last.clone(),
+        };
+    };
+    let outcome = match statements(job, &mut driver).await {
+        Ok(outcome) => outcome,
+        Err(error) => match timeout(
+            if error.lost() { DYING } else { Duration::ZERO },
+            server.end(),
+        )
+        .await
+        {
+            Ok(_) => OrderOutcome::Exited {
+                server: Some(server.incarnation.clone()),
+            },
+            Err(_) => failed(&error),
+        },
+    };
+    job.driver = Some(driver);
+    outcome
+}
+
+async fn statements(job: &mut Job, driver: &mut Driver) -> Result<OrderOutcome, SqlError> {
+    let context = job.context.clone();
+    let member = Member {
+        config: &context.config,
+        member: &context.launch.task,
+        record: &job.order.header.record,
+        data: &context.launch.data,
+        run: &context.run_dir,
+    };
+    let known = &mut job.known;
+    Ok(match &job.order.verb {
+        Verb::StopReceiving => {
+            let reading = mariadb::stop_receiving(driver).await?;
+            OrderOutcome::Stopped {
+                received: reading.facts(&context.config, known).received,
+            }
+        }
+        Verb::Drain => {
+            let applied = mariadb::drain(driver, &member, known, DRAIN).await?;
+            OrderOutcome::Drained { applied }
+        }
+        Verb::Repoint { source, acker } => {
+            mariadb::repoint(driver, &member, known, source, *acker).await?;
+            // The relay log is empty now, and what it was as a holder is over.
+            known.relay = None;
+            known.barrier = None;
+            OrderOutcome::Done
+        }
+        Verb::Receive => {
+            mariadb::receive(driver, known).await?;
+            OrderOutcome::Done
+        }
+        Verb::TakeOver => {
+            mariadb::take_over(driver, &member, known).await?;
+            known.relay = None;
+            OrderOutcome::Done
+        }
+        Verb::Admit { member: other } => {
+            mariadb::admit(driver, &member, other).await?;
+            OrderOutcome::Done
+        }
+        Verb::Expel { member: other } => {
+            mariadb::expel(driver, &member, other).await?;
+            OrderOutcome::Done
+        }
+        Verb::Barrier => {
+            let at = mariadb::barrier(driver, &member).await?;
+            known.barrier = Some(member.record.epoch);
+            OrderOutcome::BarrierDone {
+                epoch: member.record.epoch,
+                at,
+            }
+        }
+        Verb::Open | Verb::Reinstate => {
+            mariadb::open(driver, &member, known).await?;
+            OrderOutcome::Done
+        }
+        Verb::Demote { patience_ms } => {
+            let position =
+                mariadb::demote(driver, &member, Duration::from_millis(*patience_ms)).await?;
+            OrderOutcome::Demoted { position }
+        }
+        Verb::Learn | Verb::Start { .. } | Verb::Kill => {
+            return Err(SqlError::Condition(
+                "this order is not one of statements".into(),
+            ));
+        }
+    })
+}
+
+async fn kill(job: &mut Job) -> OrderOutcome {
+    job.driver = None;
+    let Some(mut server) = job.server.clone() else {
+        return OrderOutcome::Exited {
+            server: job.last.clone(),
+        };
+    };
+    server.kill();
+    match timeout(KILL, server.end()).await {
+        Ok(_) => OrderOutcome::Exited {
+            server: Some(server.incarnation),
+        },
+        Err(_) => OrderOutcome::Failed {
+            why: "the server was sent SIGKILL and has not ended".into(),
+        },
+    }
+}
+
+async fn start(job: &mut Job, recovery: Recovery) -> Result<ServerIncarnation, OrderError> {
+    let context = job.context.clone();
+    let password = Secret::random()
+        .map_err(|error| OrderError::Condition(format!("no randomness: {error}")))?;
+    let saved = prepare(&context, recovery, &password).await?;
+    let mut argv = vec![
+        context.config.programs.server.display().to_string(),
+        format!("--defaults-file={}", context.paths.options.display()),
+    ];
+    match recovery {
+        Recovery::KeepTail => {}
+        Recovery::DropTail => argv.push("--init-rpl-role=SLAVE".into()),
+    }
+    let server = Server::start(
+        &argv,
+        &context.launch,
+        &context.run_dir,
+        &context.group,
+        &context.boot,
+        &context.log,
+    );
+    let mut server = server.map_err(io_error("start the server"))?;
+    // The guard is what receives this; without it nobody asks for the outcome either.
+    let _ = job.progress.send(Progress::Spawned(server.clone()));
+    let mut driver = Driver::new(Login {
+        socket: context.paths.socket.clone(),
+        password,
+    });
+    let ready = wait_until_ready(&context, &mut driver, &mut server, &mut job.known, saved).await;
+    match ready {
+        Ok(()) => {
+            job.driver = Some(driver);
+            Ok(server.incarnation)
+        }
+        Err(error) => {
+            // Half-started is no state that anybody could use.
+            server.kill();
+            server.end().await;
+            Err(error)
+        }
+    }
+}
+
+/// All that is done on disk before the server starts, off the loop: the first start of a machine makes a template.
+async fn prepare(
+    context: &Rc<Context>,
+    recovery: Recovery,
+    password: &Secret,
+) -> Result<Option<SavedTail>, OrderError> {
+    let (config, launch, paths) = (
+        context.config.clone(),
+        context.launch.clone(),
+        context.paths.clone(),
+    );
+    let port = context.port();
+    let init = settings::init_file(&config, password);
+    let work = move || -> Result<Option<SavedTail>, OrderError> {
+        if !paths.data.is_dir() {
+            template::provide(&config.programs, &launch.shared, launch.user, &paths.data)?;
+        }
+        let place = settings::Place {
+            member: &launch.task,
+            host: &launch.address,
+            port,
+            data: &paths.data,
+            socket: &paths.socket,
+            pid_file: &paths.pid_file,
+            init_file: &paths.init,
+            memory_limit: launch.memory_limit,
+        };
+        let options = settings::option_file(&config, &place);
+        paths
+            .write(launch.user, &options, &init)
+            .map_err(io_error("write the server's options"))?;
+        match recovery {
+            Recovery::KeepTail => Ok(None),
+            Recovery::DropTail => tail::save(&launch.data)
+                .map(Some)
+                .map_err(io_error("save the tail before dropping it")),
+        }
+    };
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| {
+        Err(OrderError::Condition(format!(
+            "preparing the start was cut short: {error}"
+        )))
+    })
+}
+
+async fn wait_until_ready(
+    context: &Context,
+    driver: &mut Driver,
+    server: &mut Server,
+    known: &mut Known,
+    saved: Option<SavedTail>,
+) -> Result<(), OrderError> {
+    let until = Instant::now() + START;
+    loop {
+        if let Some(cause) = server.ended() {
+            let why = format!("the server ended at its start ({cause}); its log says why");
+            return Err(OrderError::Condition(why));
+        }
+        if context.paths.socket.exists() {
+            match driver.value("ask whether it is ready", "SELECT 1").await {
+                Ok(_) => break,
+                Err(SqlError::Unreachable(_)) if Instant::now() < until => {}
+                Err(error) if error.lost() && Instant::now() < until => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if Instant::now() >= until {
+            return Err(OrderError::Condition(format!(
+                "the server was not ready after {} s",
+                START.as_secs()
+            )));
+        }
+        sleep(Duration::from_millis(3)).await;
+    }
+    context
+        .paths
+        .forget_init()
+        .map_err(io_error("remove the init file"))?;
+    verify_closed(driver).await?;
+    known.barrier = None;
+    known.relay = scan_relay(context).await?;
+    if let Some(saved) = saved {
+        let now = mariadb::read(driver).await?.applied;
+        let programs = context.config.programs.clone();
+        let kept = tokio::task::spawn_blocking(move || saved.conclude(&programs, now)).await;
+        match kept {
+            Ok(Ok(None)) => {}
+            Ok(Ok(Some(tail))) => {
+                let from = now.map_or("the beginning".into(), |gtid| gtid.to_string());
+                context.note(&format!(
+                    "the log was truncated after {from}; what followed is in {}",
+                    tail.display()
+                ));
+            }
+            Ok(Err(error)) => {
+                context.note(&format!("the dropped tail could not be decoded: {error}"))
+            }
+            Err(error) => {
+                context.note(&format!("decoding the dropped tail was cut short: {error}"))
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every server starts closed; one that does not is of no use.
+async fn verify_closed(driver: &mut Driver) -> Result<(), OrderError> {
+    let seen = mariadb::read(driver).await?;
+    let replicates = seen
+        .source
+        .as_ref()
+        .is_some_and(|source| source.receives || source.applies);
+    let closed = seen.read_only
+        && !seen.waits_for_ackers
+        && !seen.acker
+        && !replicates
+        && seen.admitted.is_empty();
+    if closed {
+        Ok(())
+    } else {
+        Err(OrderError::Condition(format!(
+            "the server did not start closed: {seen:?}"
+        )))
+    }
+}
+
+async fn scan_relay(context: &Context) -> Result<Option<homeostat_decider::Gtid>, OrderError> {
+    let index = salvage::index(&context.paths.data);
+    let scan = move || relay::scan(&relay::files(&index)?).map(|found| found.last);
+    let done = tokio::task::spawn_blocking(scan).await;
+    done.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+        .map_err(io_error("read the relay log"))
+}

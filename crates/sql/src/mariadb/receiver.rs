@@ -1,0 +1,247 @@
+//! The receiving side of replication: stopping it, applying what came, naming another source.
+//!
+//! One rule decides everything here (failover.md section 2): received events are not thrown away. The server throws them
+//! away whenever a source is named anew and whenever a thread is started while both are stopped. So both are done only
+//! after everything that was received is applied.
+
+use std::time::Duration;
+
+use homeostat_decider::{Acker, Gtid, LogEnd, Source};
+use tokio::time::Instant;
+
+use super::accounts;
+use super::driver::{Driver, SqlError, quote, text};
+use super::facts::{Known, Reading, read};
+use super::gtid::{beyond, log_end};
+use super::{Member, STATEMENT, holder, salvage};
+
+/// How long `Repoint` and `TakeOver` wait for an applier that is nearly done. `Drain` is the order for longer waits.
+const NEARLY: Duration = Duration::from_secs(2);
+/// A silent connection to the source is given up after this many seconds (`slave_net_timeout` is larger).
+const HEARTBEAT_S: u32 = 1;
+
+/// Stops receiving, verified; the applier goes on.
+///
+/// # Errors
+/// When the IO thread does not stop, or the server does not answer.
+pub async fn stop_receiving(driver: &mut Driver) -> Result<Reading, SqlError> {
+    let reading = read(driver).await?;
+    if !reading
+        .source
+        .as_ref()
+        .is_some_and(|source| source.receives)
+    {
+        return Ok(reading);
+    }
+    // STOP alone waits up to 2 s for a source that hangs; the thread's own connection can be killed at once.
+    const LIST: &str = "SELECT ID FROM information_schema.PROCESSLIST WHERE COMMAND = 'Slave_IO'";
+    let sets = driver.run("find the IO thread", LIST, STATEMENT).await?;
+    for row in sets.iter().flatten() {
+        let id = text(row, "ID").ok_or(SqlError::Answer {
+            what: "find the IO thread",
+            lacks: "its number",
+        })?;
+        match driver
+            .run("kill the IO thread", &format!("KILL {id}"), STATEMENT)
+            .await
+        {
+            Ok(_) => {}
+            Err(error) if error.code() == Some(1094) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    driver
+        .run("stop receiving", "STOP SLAVE IO_THREAD", STATEMENT)
+        .await?;
+    let reading = read(driver).await?;
+    match &reading.source {
+        Some(source) if source.receives => Err(SqlError::Condition(
+            "the IO thread runs on after it was stopped".into(),
+        )),
+        Some(_) | None => Ok(reading),
+    }
+}
+
+/// Applies all that was received; the IO thread is stopped. A live applier is waited for; where none runs, the relay
+/// log's files are applied directly.
+///
+/// # Errors
+/// When it receives still, when the applier fails, and when `limit` passes: then the order may be given again.
+pub async fn drain(
+    driver: &mut Driver,
+    this: &Member<'_>,
+    known: &Known,
+    limit: Duration,
+) -> Result<LogEnd, SqlError> {
+    let reading = read(driver).await?;
+    refuse_receiving(&reading)?;
+    if reading.needs_salvage(known.relay) {
+        salvage::salvage(driver, this, reading.applied, limit).await?;
+        let reading = read(driver).await?;
+        return match reading.needs_salvage(known.relay) {
+            false => Ok(log_end(reading.applied)),
+            true => Err(SqlError::Condition(
+                "the relay log was applied and the server's position is still behind it".into(),
+            )),
+        };
+    }
+    let reading = wait_for_applier(driver, reading, limit).await?;
+    Ok(log_end(reading.applied))
+}
+
+/// Makes sure that nothing received waits to be applied, waiting a moment for an applier that is nearly done.
+///
+/// # Errors
+/// When there is more than that: `Drain` first.
+pub async fn ensure_drained(
+    driver: &mut Driver,
+    known: &Known,
+    reading: Reading,
+) -> Result<Reading, SqlError> {
+    refuse_receiving(&reading)?;
+    if reading.needs_salvage(known.relay) {
+        return Err(SqlError::Condition(
+            "received events wait in the relay log and no applier runs: drain first".into(),
+        ));
+    }
+    wait_for_applier(driver, reading, NEARLY).await
+}
+
+fn refuse_receiving(reading: &Reading) -> Result<(), SqlError> {
+    match &reading.source {
+        Some(source) if source.receives => Err(SqlError::Condition(format!(
+            "it still receives from {}:{}: stop that first",
+            source.host, source.port
+        ))),
+        Some(_) | None => Ok(()),
+    }
+}
+
+async fn wait_for_applier(
+    driver: &mut Driver,
+    mut reading: Reading,
+    limit: Duration,
+) -> Result<Reading, SqlError> {
+    let end = Instant::now() + limit;
+    loop {
+        let Some((target, source)) = unapplied(&reading) else {
+            return Ok(reading);
+        };
+        if !source.applies {
+            let why = source
+                .apply_error
+                .clone()
+                .unwrap_or_else(|| "it was stopped".into());
+            return Err(SqlError::Condition(format!(
+                "the applier ended before {target}: {why}"
+            )));
+        }
+        if Instant::now() >= end {
+            let at = reading
+                .applied
+                .map_or("nothing".into(), |gtid| gtid.to_string());
+            return Err(SqlError::Condition(format!(
+                "the applier is at {at} and not yet at {target}; give the order again"
+            )));
+        }
+        // Answered by the server at the moment it is reached; the half second is for an applier that fails meanwhile.
+        let wait = format!("SELECT MASTER_GTID_WAIT('{target}', 0.5)");
+        driver.run("wait for the applier", &wait, STATEMENT).await?;
+        reading = read(driver).await?;
+    }
+}
+
+fn unapplied(reading: &Reading) -> Option<(Gtid, &super::facts::SourceThreads)> {
+    let source = reading.source.as_ref()?;
+    let received = source.received?;
+    beyond(Some(received), reading.applied).then_some((received, source))
+}
+
+/// Names a source and sets or clears the acker flag; starts nothing. IO is stopped and the relay log drained first.
+///
+/// # Errors
+/// When it is not drained, or a statement fails.
+pub async fn repoint(
+    driver: &mut Driver,
+    this: &Member<'_>,
+    known: &Known,
+    source: &Source,
+    acker: Acker,
+) -> Result<(), SqlError> {
+    let reading = stop_receiving(driver).await?;
+    let reading = ensure_drained(driver, known, reading).await?;
+    holder::retire(driver, this, &reading).await?;
+    let own = this.own()?;
+    let flag = match acker {
+        Acker::Counts => "ON",
+        Acker::Asynchronous => "OFF",
+    };
+    let mut sql = String::new();
+    if reading.source.is_some() {
+        sql.push_str("STOP SLAVE; ");
+    }
+    let id = own.receiving_id();
+    sql.push_str(&format!(
+        "SET GLOBAL server_id = {id}; SET SESSION server_id = {id}; "
+    ));
+    sql.push_str(&format!(
+        "SET GLOBAL rpl_semi_sync_slave_enabled = {flag}; "
+    ));
+    if reading.asks_from != reading.applied {
+        let applied = reading
+            .applied
+            .map(|gtid| gtid.to_string())
+            .unwrap_or_default();
+        sql.push_str(&format!("SET GLOBAL gtid_slave_pos = '{applied}'; "));
+    }
+    sql.push_str(&format!(
+        "CHANGE MASTER TO MASTER_HOST = {}, MASTER_PORT = {}, MASTER_USER = {}, MASTER_PASSWORD = {}, \
+         MASTER_USE_GTID = slave_pos, MASTER_CONNECT_RETRY = 1, MASTER_HEARTBEAT_PERIOD = {HEARTBEAT_S}",
+        quote(&source.host),
+        source.port,
+        quote(&accounts::name(this.member)),
+        quote(own.replication_password.reveal()),
+    ));
+    driver
+        .run("name the source", &sql, STATEMENT)
+        .await
+        .map(drop)
+}
+
+/// Starts receiving and applying from the source named last.
+///
+/// # Errors
+/// When no source is named, or starting would purge received events.
+pub async fn receive(driver: &mut Driver, known: &Known) -> Result<(), SqlError> {
+    let reading = read(driver).await?;
+    let Some(source) = &reading.source else {
+        return Err(SqlError::Condition("no source is named".into()));
+    };
+    if source.receives && source.applies {
+        return Ok(());
+    }
+    let unapplied = beyond(source.received.or(known.relay), reading.applied);
+    if !source.receives && !source.applies && unapplied {
+        return Err(SqlError::Condition(
+            "starting now would purge received events: drain first".into(),
+        ));
+    }
+    driver
+        .run("start replication", "START SLAVE", STATEMENT)
+        .await?;
+    let reading = read(driver).await?;
+    match &reading.source {
+        Some(source) if source.receives && source.applies => Ok(()),
+        Some(source) => {
+            let why = source
+                .receive_error
+                .clone()
+                .or_else(|| source.apply_error.clone());
+            let why = why.unwrap_or_else(|| "a thread ended at once".into());
+            Err(SqlError::Condition(format!(
+                "replication did not start: {why}"
+            )))
+        }
+        None => Err(SqlError::Condition("the source vanished".into())),
+    }
+}
