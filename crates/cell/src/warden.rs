@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use homeostat_model::{CellIdentity, CellLayout};
 use rustix::fs::FlockOperation;
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, WaitOptions};
 
 use crate::home::{HomeError, claim};
 
@@ -29,10 +29,12 @@ const SHORT_LIFE: Duration = Duration::from_secs(2);
 /// Logs of the cell's own processes are cut when they are larger than this at a start.
 const LONGEST_LOG: u64 = 16 * 1024 * 1024;
 
-/// How often the warden looks whether its children have ended, after how many looks it asks them to, and when it gives up.
+/// How often the warden looks whether the agents of a cell that is down have ended, and for how long. Half of it passes
+/// before it asks them to.
 const END_EVERY: Duration = Duration::from_millis(20);
-const END_AFTER: u32 = 50;
-const END_LOOKS: u32 = 250;
+const END_WITHIN: Duration = Duration::from_secs(5);
+/// The first ward.
+const CONTROLLER: usize = 0;
 
 #[derive(Debug, thiserror::Error)]
 pub enum WardenError {
@@ -92,93 +94,107 @@ pub fn keep(identity: &CellIdentity, layout: &CellLayout, program: &Path, extra:
         let name = &machine.spec.name;
         wards.push(Ward { name: format!("agent-{name}"), arguments: vec!["agent".into(), state.clone(), name.to_string()] });
     }
-    let (ends, ended) = mpsc::channel();
-    let children = Children::default();
-    for ward in wards {
-        let (program, log, ends) = (program.to_owned(), layout.log(&ward.name), ends.clone());
-        let children = Arc::clone(&children);
-        let spawned = std::thread::Builder::new()
-            .name(ward.name.clone())
-            .stack_size(64 * 1024)
-            .spawn(move || keep_one(&program, &ward, &log, &ends, &children));
-        if let Err(error) = spawned {
-            eprintln!("cannot start a thread: {error}");
-        }
+    let wards: Arc<Vec<Ward>> = Arc::new(wards);
+    let living: Living = Arc::default();
+    for ward in 0..wards.len() {
+        start(program, layout, &wards, ward, &living);
     }
-    drop(ends);
-    // The controller is done when the cell is down; by then its agents were told to end.
-    if ended.recv().is_err() {
-        eprintln!("no process of this cell is left");
-    }
-    end_all(&children);
+    reap(program, layout, &wards, &living);
     Ok(())
 }
 
-/// The living children by name.
-type Children = Arc<Mutex<BTreeMap<String, Pid>>>;
+/// The living children, by pid: which ward, and since when.
+type Living = Arc<Mutex<BTreeMap<i32, (usize, Instant)>>>;
+
+fn lock_living(living: &Living) -> std::sync::MutexGuard<'_, BTreeMap<i32, (usize, Instant)>> {
+    living.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits for any child to end, for ever: wards are started again, orphans that were handed to this process are let go.
+/// Returns when the controller is done.
+fn reap(program: &Path, layout: &CellLayout, wards: &Arc<Vec<Ward>>, living: &Living) {
+    let mut pauses = vec![PAUSE.0; wards.len()];
+    loop {
+        let (pid, status) = match rustix::process::wait(WaitOptions::empty()) {
+            Ok(Some(ended)) => ended,
+            // No child at all at this moment: each is about to be started again.
+            Ok(None) | Err(_) => {
+                std::thread::sleep(PAUSE.0);
+                continue;
+            }
+        };
+        // The lock is held while a child is started and noted, so that its end cannot be seen before its beginning.
+        let Some((ward, began)) = lock_living(living).remove(&pid.as_raw_nonzero().get()) else { continue };
+        let code = status.exit_status();
+        if code == Some(DONE) {
+            if ward == CONTROLLER {
+                end_all(living);
+                return;
+            }
+            continue;
+        }
+        if began.elapsed() > SHORT_LIFE && code != Some(TAKEN) {
+            pauses[ward] = PAUSE.0;
+            start(program, layout, wards, ward, living);
+            continue;
+        }
+        let pause = pauses[ward];
+        pauses[ward] = (pause * 2).min(PAUSE.1);
+        let (program, layout, wards, again) =
+            (program.to_owned(), layout.clone(), Arc::clone(wards), Arc::clone(living));
+        std::thread::spawn(move || {
+            std::thread::sleep(pause);
+            start(&program, &layout, &wards, ward, &again);
+        });
+    }
+}
 
 /// Ends the agents that the controller could not reach.
-fn end_all(children: &Children) {
-    let living = || children.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    for attempt in 0..END_LOOKS {
-        let left = living();
+fn end_all(living: &Living) {
+    let until = Instant::now() + END_WITHIN;
+    let mut asked = false;
+    while Instant::now() < until {
+        while let Ok(Some((pid, _))) = rustix::process::wait(WaitOptions::NOHANG) {
+            lock_living(living).remove(&pid.as_raw_nonzero().get());
+        }
+        let left: Vec<i32> = lock_living(living).keys().copied().collect();
         if left.is_empty() {
             return;
         }
-        if attempt == END_AFTER {
-            for pid in left.values() {
-                // One that ended just now is no error.
-                let _ = rustix::process::kill_process(*pid, rustix::process::Signal::TERM);
+        if !asked && Instant::now() + END_WITHIN / 2 > until {
+            asked = true;
+            for pid in left.into_iter().filter_map(Pid::from_raw) {
+                if let Err(error) = rustix::process::kill_process(pid, Signal::TERM) {
+                    eprintln!("cannot end process {}: {error}", pid.as_raw_nonzero());
+                }
             }
         }
         std::thread::sleep(END_EVERY);
     }
 }
 
-/// Runs one process for ever. Each thread lives as long as the warden, so that a parent-death signal of its children
-/// would not fire early; none is set, since they are to outlive this process.
-fn keep_one(program: &Path, ward: &Ward, log: &Path, ends: &mpsc::Sender<()>, children: &Children) {
-    let mut pause = PAUSE.0;
-    loop {
-        let began = Instant::now();
-        let code = match start(program, ward, log) {
-            Ok(mut child) => {
-                let lock = || children.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-                    lock().insert(ward.name.clone(), pid);
-                }
-                let status = child.wait();
-                lock().remove(&ward.name);
-                status.ok().and_then(|status| status.code())
-            }
-            Err(error) => {
-                eprintln!("cannot start {}: {error}", ward.name);
-                None
-            }
-        };
-        if code == Some(DONE) {
-            if ward.name == "controller" {
-                // The warden may be gone already.
-                ends.send(()).unwrap_or_default();
-            }
-            return;
+/// Starts a ward. None gets a parent-death signal: they are to outlive this process.
+fn start(program: &Path, layout: &CellLayout, wards: &[Ward], ward: usize, living: &Living) {
+    let mut living = lock_living(living);
+    match spawn(program, &wards[ward], &layout.log(&wards[ward].name)) {
+        Ok(pid) => {
+            living.insert(pid, (ward, Instant::now()));
         }
-        if began.elapsed() > SHORT_LIFE && code != Some(TAKEN) {
-            pause = PAUSE.0;
-            continue;
-        }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(PAUSE.1);
+        Err(error) => eprintln!("cannot start {}: {error}", wards[ward].name),
     }
 }
 
-fn start(program: &Path, ward: &Ward, log: &Path) -> std::io::Result<Child> {
+fn spawn(program: &Path, ward: &Ward, log: &Path) -> std::io::Result<i32> {
     let too_long = std::fs::metadata(log).is_ok_and(|metadata| metadata.len() > LONGEST_LOG);
-    let output = OpenOptions::new().create(true).append(!too_long).write(true).truncate(too_long).mode(0o600).open(log)?;
-    Command::new(program)
+    let output = OpenOptions::new().create(true).append(true).mode(0o600).open(log)?;
+    if too_long {
+        output.set_len(0)?;
+    }
+    let child = Command::new(program)
         .args(&ward.arguments)
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output)
-        .spawn()
+        .spawn()?;
+    i32::try_from(child.id()).map_err(std::io::Error::other)
 }

@@ -23,6 +23,15 @@ pub(crate) struct Wanted {
     pub restart: RestartPolicy,
 }
 
+/// What the cell asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Wish {
+    /// Nothing yet: a new leader has not said it. What runs is left alone.
+    Unknown,
+    Down,
+    Up(Wanted),
+}
+
 /// What is known of one task.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Seen {
@@ -80,8 +89,13 @@ pub(crate) enum Action {
 }
 
 
-/// What to do now. `wanted`: `None` when the job is turned down.
-pub(crate) fn reconcile(wanted: Option<&Wanted>, seen: &BTreeMap<TaskName, Seen>, now: Now) -> Vec<Action> {
+/// What to do now.
+pub(crate) fn reconcile(wish: &Wish, seen: &BTreeMap<TaskName, Seen>, now: Now) -> Vec<Action> {
+    let wanted = match wish {
+        Wish::Unknown => return Vec::new(),
+        Wish::Down => None,
+        Wish::Up(wanted) => Some(wanted),
+    };
     let mut actions = Vec::new();
     for (name, task) in seen {
         let is_wanted = wanted.is_some_and(|wanted| wanted.tasks.contains(name));
@@ -207,16 +221,22 @@ mod tests {
     #[test]
     fn a_new_task_is_placed_then_started() {
         let mut seen = BTreeMap::from([(name(0), Seen::new())]);
-        let wanted = wanted(1, RestartPolicy::Always);
-        assert_eq!(reconcile(Some(&wanted), &seen, NOW), [Action::Place(name(0))]);
+        let wanted = Wish::Up(wanted(1, RestartPolicy::Always));
+        assert_eq!(reconcile(&wanted, &seen, NOW), [Action::Place(name(0))]);
         seen.insert(name(0), Seen { placed: task(RUNS).placed, ..Seen::new() });
-        assert_eq!(reconcile(Some(&wanted), &seen, NOW), [Action::Start(name(0))]);
+        assert_eq!(reconcile(&wanted, &seen, NOW), [Action::Start(name(0))]);
     }
 
     #[test]
     fn what_is_as_wanted_is_left_alone() {
         let seen = BTreeMap::from([(name(0), task(RUNS)), (name(1), task(RUNS))]);
-        assert_eq!(reconcile(Some(&wanted(2, RestartPolicy::Always)), &seen, NOW), []);
+        assert_eq!(reconcile(&Wish::Up(wanted(2, RestartPolicy::Always)), &seen, NOW), []);
+    }
+
+    #[test]
+    fn a_new_leader_touches_nothing_before_it_is_told_what_is_wanted() {
+        let seen = BTreeMap::from([(name(0), task(RUNS)), (name(1), task(failed()))]);
+        assert_eq!(reconcile(&Wish::Unknown, &seen, NOW), []);
     }
 
     #[test]
@@ -233,7 +253,7 @@ mod tests {
             (RestartPolicy::Never, TaskState::Lost, vec![]),
         ] {
             let seen = BTreeMap::from([(name(0), task(state.clone()))]);
-            assert_eq!(reconcile(Some(&wanted(1, policy)), &seen, NOW), expect, "{policy:?} after {state:?}");
+            assert_eq!(reconcile(&Wish::Up(wanted(1, policy)), &seen, NOW), expect, "{policy:?} after {state:?}");
         }
     }
 
@@ -246,8 +266,8 @@ mod tests {
         crashed.ended = Some(NOW);
         let seen = BTreeMap::from([(name(0), crashed.clone())]);
         let at = Now(NOW.0 + Duration::from_millis(400));
-        assert_eq!(reconcile(Some(&wanted(1, RestartPolicy::Always)), &seen, NOW), [Action::LookAgain(at)]);
-        assert_eq!(reconcile(Some(&wanted(1, RestartPolicy::Always)), &seen, at), [Action::Start(name(0))]);
+        assert_eq!(reconcile(&Wish::Up(wanted(1, RestartPolicy::Always)), &seen, NOW), [Action::LookAgain(at)]);
+        assert_eq!(reconcile(&Wish::Up(wanted(1, RestartPolicy::Always)), &seen, at), [Action::Start(name(0))]);
         crashed.started = Some(Now(Duration::from_secs(1)));
         assert_eq!(failures_after(&crashed, NOW), 1, "it had run for long: this is a first failure");
     }
@@ -257,16 +277,17 @@ mod tests {
         let mut seen = BTreeMap::from([(name(0), task(RUNS)), (name(1), task(RUNS))]);
         let mut wanted = wanted(2, RestartPolicy::Always);
         wanted.fingerprint = "b".into();
-        assert_eq!(reconcile(Some(&wanted), &seen, NOW), [Action::Stop(name(0))]);
+        let wanted = Wish::Up(wanted);
+        assert_eq!(reconcile(&wanted, &seen, NOW), [Action::Stop(name(0))]);
         seen.insert(name(0), task(failed()));
-        assert_eq!(reconcile(Some(&wanted), &seen, NOW), [Action::Start(name(0))], "the other one waits");
+        assert_eq!(reconcile(&wanted, &seen, NOW), [Action::Start(name(0))], "the other one waits");
     }
 
     #[test]
     fn turning_down_stops_everything_and_keeps_placements() {
         let seen = BTreeMap::from([(name(0), task(RUNS)), (name(1), task(failed()))]);
-        assert_eq!(reconcile(None, &seen, NOW), [Action::Stop(name(0))]);
-        let smaller = wanted(1, RestartPolicy::Always);
-        assert_eq!(reconcile(Some(&smaller), &seen, NOW), [Action::Forget(name(1))]);
+        assert_eq!(reconcile(&Wish::Down, &seen, NOW), [Action::Stop(name(0))]);
+        let smaller = Wish::Up(wanted(1, RestartPolicy::Always));
+        assert_eq!(reconcile(&smaller, &seen, NOW), [Action::Forget(name(1))]);
     }
 }

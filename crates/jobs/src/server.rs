@@ -19,12 +19,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::launch::{fingerprint, launch, resources};
-use crate::reconcile::{Action, Now, Placed, Seen, Wanted, failures_after, reconcile};
+use crate::reconcile::{Action, Now, Placed, Seen, Wanted, Wish, failures_after, reconcile};
 
 /// How long a connection to the endpoint is held while no task runs.
 const HOLD: Duration = Duration::from_secs(5);
 /// Pause before something that was refused is tried again.
 const AGAIN: Duration = Duration::from_millis(200);
+/// From SIGTERM to SIGKILL for a task whose specification a new leader has not been given.
+const GRACE: Duration = Duration::from_secs(10);
 /// Commands and results that may wait for the loop.
 const QUEUE: usize = 256;
 /// Where the fingerprints of started tasks are kept, under the service's prefix.
@@ -81,7 +83,7 @@ impl JobServer {
             results: commands.downgrade(),
             publish,
             spec: None,
-            wanted: None,
+            wish: Wish::Unknown,
             tasks: BTreeMap::new(),
             addresses: BTreeMap::new(),
             began: Instant::now(),
@@ -169,7 +171,7 @@ struct Loop {
     results: mpsc::WeakSender<Command>,
     publish: watch::Sender<View>,
     spec: Option<JobSpec>,
-    wanted: Option<Wanted>,
+    wish: Wish,
     tasks: BTreeMap<TaskName, Seen>,
     /// Where each task listens, as observed.
     addresses: BTreeMap<TaskName, (String, HashMap<String, u32>)>,
@@ -270,14 +272,14 @@ impl Loop {
                 for task in &tasks {
                     self.tasks.entry(task.clone()).or_insert_with(Seen::new);
                 }
-                self.wanted = Some(Wanted {
+                self.wish = Wish::Up(Wanted {
                     tasks,
                     fingerprint: fingerprint(&job, &package_hash),
                     restart: job.task.restart,
                 });
                 self.spec = Some(job);
             }
-            Command::Down => self.wanted = None,
+            Command::Down => self.wish = Wish::Down,
             Command::Finished { task, outcome } => self.finished(task, outcome).await,
         }
     }
@@ -350,7 +352,7 @@ impl Loop {
     /// Sets every due action going; returns when to look again though nothing happened.
     fn act(&mut self) -> Option<Instant> {
         let mut wake: Option<Now> = None;
-        for action in reconcile(self.wanted.as_ref(), &self.tasks, self.now()) {
+        for action in reconcile(&self.wish, &self.tasks, self.now()) {
             let name = match &action {
                 Action::LookAgain(at) => {
                     wake = Some(wake.map_or(*at, |earlier| earlier.min(*at)));
@@ -367,14 +369,17 @@ impl Loop {
     }
 
     fn spawn(&self, name: TaskName, action: Action) {
-        let Some(spec) = self.spec.clone() else { return };
+        let spec = self.spec.clone();
         let cell = Arc::clone(&self.cell);
         let service = self.service.to_string();
         let generation = self.tasks.get(&name).and_then(|task| task.placed.as_ref()).map_or(0, |p| p.generation);
-        let fingerprint = self.wanted.as_ref().map(|wanted| wanted.fingerprint.clone()).unwrap_or_default();
+        let fingerprint = match &self.wish {
+            Wish::Up(wanted) => wanted.fingerprint.clone(),
+            Wish::Unknown | Wish::Down => String::new(),
+        };
         let results = self.results.clone();
         tokio::spawn(async move {
-            let outcome = perform(&*cell, service, &name, action, generation, &spec, fingerprint).await;
+            let outcome = perform(&*cell, service, &name, action, generation, spec.as_ref(), fingerprint).await;
             if let Some(results) = results.upgrade() {
                 drop(results.send(Command::Finished { task: name, outcome }).await);
             }
@@ -391,13 +396,21 @@ impl Loop {
     }
 
     fn view(&self) -> View {
-        let Some(wanted) = &self.wanted else {
-            let running = self.tasks.values().filter(|task| task.state.pid().is_some()).count();
-            return if running == 0 && self.tasks.values().all(|task| !task.busy) {
-                View { state: ServiceState::Down, waits_for: String::new() }
-            } else {
-                View { state: ServiceState::Stopping, waits_for: format!("{running} tasks to end") }
-            };
+        let wanted = match &self.wish {
+            Wish::Up(wanted) => wanted,
+            Wish::Unknown | Wish::Down => {
+                let running = self.tasks.values().filter(|task| task.state.pid().is_some()).count();
+                let quiet = running == 0 && self.tasks.values().all(|task| !task.busy);
+                return match (&self.wish, quiet) {
+                    (_, true) => View { state: ServiceState::Down, waits_for: String::new() },
+                    (Wish::Unknown, false) => {
+                        View { state: ServiceState::Starting, waits_for: "the leader to say what is wanted".into() }
+                    }
+                    (Wish::Down | Wish::Up(_), false) => {
+                        View { state: ServiceState::Stopping, waits_for: format!("{running} tasks to end") }
+                    }
+                };
+            }
         };
         let mut missing = Vec::new();
         for name in &wanted.tasks {
@@ -462,13 +475,14 @@ async fn perform(
     name: &TaskName,
     action: Action,
     generation: u64,
-    spec: &JobSpec,
+    spec: Option<&JobSpec>,
     fingerprint: String,
 ) -> Finished {
     let task = name.to_string();
-    let grace_ms = u64::try_from(spec.task.grace.as_millis()).unwrap_or(u64::MAX);
-    let result = match action {
-        Action::Place(_) => {
+    let grace = spec.map_or(GRACE, |spec| spec.task.grace);
+    let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+    let result = match (action, spec) {
+        (Action::Place(_), Some(spec)) => {
             let wanted = PlaceTask {
                 task,
                 resources: Some(resources(spec)),
@@ -485,15 +499,16 @@ async fn perform(
                 }
             })
         }
-        Action::Start(_) => {
+        (Action::Start(_), Some(spec)) => {
             let launch = Some(launch(spec));
             cell.start(StartRequest { service, task, generation, launch }).await.map(|_| Finished::Started(fingerprint))
         }
-        Action::Stop(_) => {
+        (Action::Place(_) | Action::Start(_), None) => Ok(Finished::Pending("its specification is not known".into())),
+        (Action::Stop(_), _) => {
             cell.stop(StopRequest { service, task, generation, grace_ms }).await.map(|_| Finished::Asked)
         }
-        Action::Forget(_) => cell.forget(ForgetRequest { service, task }).await.map(|_| Finished::Forgotten),
-        Action::LookAgain(_) => Ok(Finished::Asked),
+        (Action::Forget(_), _) => cell.forget(ForgetRequest { service, task }).await.map(|_| Finished::Forgotten),
+        (Action::LookAgain(_), _) => Ok(Finished::Rested),
     };
     result.unwrap_or_else(Finished::Refused)
 }

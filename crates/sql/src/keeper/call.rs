@@ -4,6 +4,10 @@ use homeostat_decider::Order;
 use serde::{Deserialize, Serialize};
 
 /// Answered with `Answer::Called`. Unknown calls are refused, so that calls can be added.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one at a time, and it is handed on at once"
+)]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "ask")]
 pub enum KeeperCall {

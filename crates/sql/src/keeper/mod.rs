@@ -17,7 +17,7 @@
 //! | [`call`] | what may be asked through the supervisor protocol's `Call` |
 //! | [`file`] | what it remembers |
 //! | `guard` | its loop: one thread, every event in one place |
-//! | `orders` | carries one order out |
+//! | `orders`, `start` | carry one order out |
 //! | `server` | the server's process: start, exit, kill |
 //! | `peers` | the connections of agents |
 //! | `tail` | saves what a truncation drops |
@@ -29,6 +29,7 @@ mod guard;
 mod orders;
 mod peers;
 mod server;
+mod start;
 mod tail;
 
 use std::io;

@@ -250,8 +250,8 @@ mod tests {
         };
         let big = (5_u64 << 32) + 3;
         let whole = vec![gtid(1, 0), rows(), xid(), gtid(big, STANDALONE), create()];
-        assert_eq!(last(&[whole.clone()], 0), Some(big));
-        assert_eq!(last(&[whole.clone()], 1), Some(1));
+        assert_eq!(last(std::slice::from_ref(&whole), 0), Some(big));
+        assert_eq!(last(std::slice::from_ref(&whole), 1), Some(1));
         assert_eq!(
             last(&[whole.clone(), vec![gtid(big + 1, 0), rows()]], 0),
             Some(big)

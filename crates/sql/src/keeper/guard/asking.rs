@@ -1,0 +1,193 @@
+//! Requests of agents, and orders among them: offered to the core, remembered, carried out, answered.
+
+use std::time::Duration;
+
+use homeostat_decider::{Decision, Kept, Order, OrderOutcome, Verb as Ordered};
+use homeostat_supervisor::protocol::{Answer, Phase, Request, Verb};
+use tokio::time::Instant;
+
+use super::{Asker, Guard, WAITING};
+use crate::keeper::call::KeeperCall;
+use crate::keeper::file::FileError;
+use crate::keeper::orders::{Done, Job, carry_out, chain};
+use crate::keeper::peers::PeerEvent;
+use crate::mariadb::Driver;
+
+impl Guard {
+    pub(super) fn peer_event(&mut self, event: PeerEvent) {
+        match event {
+            PeerEvent::Left(peer) => self.peers.left(peer),
+            PeerEvent::Unknown(peer, id) => {
+                let why = "this keeper does not know that request".to_owned();
+                self.peers.answer((peer, id), Answer::Refused { why });
+            }
+            PeerEvent::Asked(peer, Request { id, verb }) => match verb {
+                Verb::Stop { grace_ms } => {
+                    self.peers.answer((peer, id), Answer::Accepted);
+                    self.stop(Duration::from_millis(grace_ms));
+                }
+                Verb::Kill => {
+                    self.peers.answer((peer, id), Answer::Accepted);
+                    self.stop(Duration::ZERO);
+                }
+                Verb::Call { body } => match serde_json::from_value::<KeeperCall>(body) {
+                    Ok(KeeperCall::Order { order }) => self.ordered((peer, id), order),
+                    Ok(KeeperCall::Report) => self.report_asked((peer, id)),
+                    Err(error) => {
+                        let why = format!("this keeper does not know that call: {error}");
+                        self.peers.answer((peer, id), Answer::Refused { why });
+                    }
+                },
+            },
+        }
+    }
+
+    /// Answered from a look that is begun after the question, where a server can be looked at.
+    pub(super) fn report_asked(&mut self, asker: Asker) {
+        if self.watcher.is_none() && self.look.is_none() {
+            return self.answer(asker, &self.report());
+        }
+        if self.curious.len() >= WAITING {
+            let why = "too many questions wait for this keeper".to_owned();
+            return self.peers.answer(asker, Answer::Refused { why });
+        }
+        self.curious.push_back((asker, self.looks_begun + 1));
+        self.next_look = Instant::now();
+    }
+
+    pub(super) fn answer_curious(&mut self, looks: u64) {
+        while self
+            .curious
+            .front()
+            .is_some_and(|(_, wanted)| *wanted <= looks)
+        {
+            if let Some((asker, _)) = self.curious.pop_front() {
+                self.answer(asker, &self.report());
+            }
+        }
+    }
+
+    pub(super) fn answer(&mut self, asker: Asker, body: &impl serde::Serialize) {
+        let answer = match serde_json::to_value(body) {
+            Ok(body) => Answer::Called { body },
+            Err(error) => Answer::Refused {
+                why: format!("the answer cannot be written: {error}"),
+            },
+        };
+        self.peers.answer(asker, answer);
+    }
+
+    pub(super) fn ordered(&mut self, asker: Asker, order: Order) {
+        if !matches!(self.phase, Phase::Running { .. }) {
+            let why = "this keeper is stopping".to_owned();
+            return self.peers.answer(asker, Answer::Refused { why });
+        }
+        // Learning and killing need no look, and a server that hangs cannot be looked at.
+        let blind = matches!(order.verb, Ordered::Learn | Ordered::Kill);
+        if self.fresh || blind || self.job.is_some() {
+            return self.offer(asker, order);
+        }
+        if self.waiting.len() >= WAITING {
+            let why = "too many orders wait for this keeper".to_owned();
+            return self.peers.answer(asker, Answer::Refused { why });
+        }
+        self.waiting.push_back((asker, order));
+    }
+
+    /// Offers an order to the core; persists, then acts.
+    pub(super) fn offer(&mut self, asker: Asker, order: Order) {
+        let (persist, verb) = match self.core.offer(&order, &self.state) {
+            Decision::Refuse(reply) => {
+                self.context
+                    .note(&format!("refused {:?}: {:?}", order.verb, reply.outcome));
+                return self.answer(asker, &reply);
+            }
+            Decision::Obey { persist, verb } => (persist, verb),
+        };
+        if let Err(error) = self.remember(persist, &verb) {
+            let outcome = OrderOutcome::Failed {
+                why: format!("nothing was done: {}", chain(&error)),
+            };
+            return self.reply(asker, outcome);
+        }
+        self.known.source = self.file.source.clone();
+        self.known.incomplete = self.file.incomplete.is_some();
+        self.job_of = Some(asker);
+        self.job = Some(Box::pin(carry_out(Job {
+            context: self.context.clone(),
+            order,
+            known: self.known.clone(),
+            driver: self.driver.take(),
+            server: self.server.clone(),
+            last: self.file.server.clone(),
+            progress: self.progress.0.clone(),
+        })));
+    }
+
+    pub(super) fn remember(
+        &mut self,
+        persist: Option<Kept>,
+        verb: &Ordered,
+    ) -> Result<(), FileError> {
+        let mut file = self.file.clone();
+        if let Some(kept) = &persist {
+            // Out of A and of every epoch that may still need it: from here on nobody counts on what was lost.
+            let member = &self.context.launch.task;
+            let counted = kept.record.ackers.contains(member)
+                || kept
+                    .record
+                    .unclosed
+                    .iter()
+                    .any(|unclosed| unclosed.ackers.contains(member));
+            if !counted {
+                file.incomplete = None;
+            }
+            file.kept = Some(kept.clone());
+        }
+        if let Ordered::Repoint { source, .. } = verb {
+            file.source = Some(source.clone());
+        }
+        if file != self.file {
+            file.store(&self.context.launch.data)?;
+            self.file = file;
+        }
+        if let Some(kept) = persist {
+            self.core.persisted(kept);
+        }
+        Ok(())
+    }
+
+    pub(super) fn order_over(&mut self, done: Done) {
+        self.orders_over += 1;
+        self.known = done.known;
+        if self.server.is_some() {
+            self.driver = done.driver;
+            self.watcher = match (self.watcher.take(), &self.driver, &self.look) {
+                (None, Some(driver), None) => Some(Driver::new(driver.login().clone())),
+                (watcher, _, _) => watcher,
+            };
+            self.fresh = false;
+            self.look_soon();
+        }
+        if let Some(asker) = self.job_of.take() {
+            self.reply(asker, done.outcome);
+        }
+    }
+
+    pub(super) fn reply(&mut self, asker: Asker, outcome: OrderOutcome) {
+        match &outcome {
+            OrderOutcome::Failed { why } => self.context.note(&format!("an order failed: {why}")),
+            OrderOutcome::Done
+            | OrderOutcome::Started { .. }
+            | OrderOutcome::Exited { .. }
+            | OrderOutcome::Stopped { .. }
+            | OrderOutcome::Drained { .. }
+            | OrderOutcome::BarrierDone { .. }
+            | OrderOutcome::Demoted { .. }
+            | OrderOutcome::Refused(_) => {}
+        }
+        if let Some(reply) = self.core.completed(outcome) {
+            self.answer(asker, &reply);
+        }
+    }
+}
