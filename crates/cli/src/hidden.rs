@@ -16,13 +16,13 @@ pub(crate) fn run(words: &[OsString]) -> Option<ExitCode> {
     let rest: Vec<&Path> = words[2..].iter().map(Path::new).collect();
     let result = match (verb, rest.as_slice()) {
         ("supervise", [run]) => homeostat_supervisor::supervise(run).map(|_| 0).map_err(anyhow::Error::from),
-        //TMP ("keeper", [run]) => homeostat_sql::keep(run).map(|_| 0).map_err(anyhow::Error::from),
+        ("keeper", [run]) => homeostat_sql::keeper::keep(run).map(|_| 0).map_err(anyhow::Error::from),
         ("forward", [run]) => homeostat_supervisor::endpoint::forward(run).map(|()| 0).map_err(Into::into),
         ("agent", [state, machine]) => agent(state, machine),
         ("controller", [state, external @ ..]) => controller(state, external),
         ("warden", [state, external @ ..]) => keep_cell(state, external),
         ("read-cell", [path]) => homeostat_cellfile::answer(path, std::io::stdout()).map(|()| 0).map_err(Into::into),
-        //TMP ("sql-service", [cell, admin, service]) => sql_service(cell, admin, service),
+        ("sql-service", [cell, admin, service]) => sql_service(cell, admin, service),
         _ => return None,
     };
     Some(match result {
@@ -76,10 +76,8 @@ fn keep_cell(state: &Path, external: &[&Path]) -> anyhow::Result<i32> {
     Ok(0)
 }
 
-/*TMP
 fn sql_service(cell: &Path, admin: &Path, service: &Path) -> anyhow::Result<i32> {
     let service = ServiceName::new(text(service))?;
-    runtime()?.block_on(homeostat_sql::serve_service(cell, admin, service))?;
+    runtime()?.block_on(homeostat_sql::service::serve_service(cell, admin, service))?;
     Ok(0)
 }
-*/

@@ -10,7 +10,7 @@ use homeostat_api::v1::cell_handle_server::CellHandleServer;
 use homeostat_api::{AdminServer, Refusal, uds};
 use homeostat_jobs::JobServer;
 use homeostat_model::{ServiceKind, ServiceName, ServiceSpec};
-//TMP use homeostat_sql::SqlServer;
+use homeostat_sql::SqlServer;
 use homeostat_store::{Op, Txn, convenience};
 
 use crate::ControllerError;
@@ -66,7 +66,7 @@ impl Services {
         let cell = Arc::new(ScopedCell::new(Arc::clone(&self.core), spec.name.clone()));
         match &spec.kind {
             ServiceKind::Job(_) => Arc::new(JobServer::new(spec.name.clone(), cell)),
-            ServiceKind::Sql(_) => Arc::new(JobServer::new(spec.name.clone(), cell)),
+            ServiceKind::Sql(_) => Arc::new(SqlServer::new(spec.name.clone(), cell)),
         }
     }
 

@@ -67,7 +67,7 @@ pub fn provide(
     data: &Path,
 ) -> Result<(), TemplateError> {
     let template = template(programs, shared, user)?;
-    let unfinished = data.with_extension("new");
+    let unfinished = beside(data, "new");
     remove(&unfinished)?;
     let mut copy = Command::new("cp");
     copy.args(["-a", "--sparse=always", "--reflink=auto", "--"])
@@ -95,12 +95,12 @@ fn template(
     if folder.is_dir() {
         return Ok(folder);
     }
-    let lock_path = folder.with_extension("lock");
+    let lock_path = beside(&folder, "lock");
     let lock = File::create(&lock_path).map_err(io_error("open", &lock_path))?;
     flock(&lock, FlockOperation::LockExclusive)
         .map_err(|error| io_error("lock", &lock_path)(error.into()))?;
     if !folder.is_dir() {
-        let unfinished = folder.with_extension("new");
+        let unfinished = beside(&folder, "new");
         remove(&unfinished)?;
         fs::create_dir(&unfinished).map_err(io_error("make folder", &unfinished))?;
         give(&unfinished, user)?;
@@ -108,6 +108,14 @@ fn template(
         finish(&unfinished, &folder)?;
     }
     Ok(folder)
+}
+
+/// `mariadb-10.11.19-1` and `new` make `mariadb-10.11.19-1.new`.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(suffix);
+    name.into()
 }
 
 /// Adds what the umask may have taken from a folder of ours.

@@ -28,6 +28,8 @@ pub(super) struct Seen {
     pub ended: Option<Now>,
     /// A call is on its way; nothing else is done meanwhile.
     pub busy: bool,
+    /// It was told to stop and has not ended yet: whatever is wished by now, it will end.
+    pub ending: bool,
     /// What its keeper said last; `None` while it cannot be reached.
     pub said: Option<Said>,
 }
@@ -51,6 +53,7 @@ impl Seen {
             started: None,
             ended: None,
             busy: false,
+            ending: false,
             said: None,
         }
     }
@@ -80,6 +83,7 @@ impl Seen {
         }
         self.busy &= self.state == state;
         self.state = state;
+        self.ending &= !self.over();
     }
 
     /// It ended, or could not be started.

@@ -644,6 +644,9 @@ impl Loop {
                 let Some((service, generation)) = self.occupy(&member) else {
                     return;
                 };
+                if let Some(task) = self.tasks.get_mut(&member) {
+                    task.ending = true;
+                }
                 let cell = self.own.cell.clone();
                 self.call(member, async move |task| {
                     let grace_ms = grace_ms();

@@ -215,7 +215,7 @@ fn not_running(now: &Situation<'_>, member: &MemberId) -> Option<String> {
         TaskState::Starting | TaskState::Stopping { .. } => {
             Some(format!("its keeper is {}", task.state.word()))
         }
-        TaskState::Running { .. } => None,
+        TaskState::Running { .. } => task.ending.then(|| "its keeper was told to stop".to_owned()),
     }
 }
 

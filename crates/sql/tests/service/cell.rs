@@ -119,8 +119,9 @@ impl TestCell {
         self.lock().tasks.values().map(|task| task.state.clone()).collect()
     }
 
-    fn run_dir(&self, task: &TaskName) -> PathBuf {
-        self.folder().join(format!("r-{task}"))
+    /// What a keeper and its server wrote.
+    pub fn log(&self, task: &str) -> String {
+        std::fs::read_to_string(self.folder().join(format!("l-{task}/out.log"))).unwrap_or_default()
     }
 
     fn change(&self, name: &TaskName, change: impl FnOnce(&mut Task)) {
@@ -449,7 +450,7 @@ impl Drop for Shared {
             if let Some(pid) = rustix::process::Pid::from_raw(task.keeper_pid as i32) {
                 let alive = matches!(task.state, TaskState::Running { .. } | TaskState::Stopping { .. });
                 if alive {
-                    drop(rustix::process::kill_process(pid, rustix::process::Signal::KILL));
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
                 }
             }
             let run = self.folder.path().join(format!("r-{name}"));
@@ -461,17 +462,5 @@ impl Drop for Shared {
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
-    }
-}
-
-impl TestCell {
-    /// For tests that look at a keeper's traces.
-    pub fn log(&self, task: &str) -> String {
-        std::fs::read_to_string(self.folder().join(format!("l-{task}/out.log"))).unwrap_or_default()
-    }
-
-    /// The launch file's folder of a member.
-    pub fn run_of(&self, task: &str) -> PathBuf {
-        self.run_dir(&TaskName::new(task).unwrap())
     }
 }
