@@ -12,7 +12,7 @@ use homeostat_model::{
     CheckName, CheckSpec, CheckTarget, FileTemplate, MachineName, ProbeSpec, ServiceName, Template, Variable,
 };
 use homeostat_probes::{CommandProbe, HttpProbe, Probe, Prober, RunAs, SqlProbe, SqlUrl};
-use homeostat_prodtest::{Change, Engine, EngineConfig, Moment, Observation, Outcome, Run, Suite, Verdict};
+use homeostat_prodtest::{Change, Engine, EngineConfig, Moment, Observation, Outcome, Run, Suite, Unknown, Verdict};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
@@ -147,7 +147,9 @@ fn tell(core: &Core, engine: &Engine, changes: &[Change]) {
     for change in changes {
         let name = engine.suite().name(change.check);
         let text = match &change.is {
-            Verdict::Unknown(why) => format!("unknown: {why}"),
+            // A turn that has come and gone is no news to people.
+            Verdict::Unknown(Unknown::Due | Unknown::Waiting) => continue,
+            Verdict::Unknown(why @ (Unknown::NotRun { .. } | Unknown::Lost { .. })) => format!("unknown: {why}"),
             Verdict::Pass(_) => "passes".to_owned(),
             Verdict::Flaky { .. } => "passes, and is flaky".to_owned(),
             Verdict::Fail(evidence) => format!("fails: expected {}, seen {}", evidence.expected, evidence.seen),

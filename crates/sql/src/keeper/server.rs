@@ -32,6 +32,8 @@ const LONGEST_SOCKET: usize = 107;
 pub(crate) struct Paths {
     /// `<data>/sql`.
     pub data: PathBuf,
+    /// `<data>/tmp`: this server's alone.
+    pub temporary: PathBuf,
     /// A folder of the server's user in the run folder.
     pub folder: PathBuf,
     pub socket: PathBuf,
@@ -45,6 +47,7 @@ impl Paths {
         let folder = run_dir.join("m");
         Self {
             data: launch.data.join("sql"),
+            temporary: launch.data.join("tmp"),
             socket: folder.join("s"),
             pid_file: folder.join("pid"),
             options: folder.join("my.cnf"),
@@ -63,11 +66,13 @@ impl Paths {
             );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.folder)?;
-        give(&self.folder, user)?;
+        for folder in [&self.folder, &self.temporary] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(folder)?;
+            give(folder, user)?;
+        }
         for stale in [&self.socket, &self.pid_file] {
             remove(stale)?;
         }

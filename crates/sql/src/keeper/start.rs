@@ -87,6 +87,7 @@ async fn prepare(
             host: &launch.address,
             port,
             data: &paths.data,
+            temporary: &paths.temporary,
             socket: &paths.socket,
             pid_file: &paths.pid_file,
             init_file: &paths.init,

@@ -74,9 +74,11 @@ const RESERVED: &[&str] = &[
     "skip_name_resolve",
     "skip_networking",
     "skip_slave_start",
+    "slave_load_tmpdir",
     "socket",
     "sync_binlog",
     "sync_relay_log",
+    "tmpdir",
     "unix_socket",
     "user",
 ];
@@ -129,6 +131,8 @@ pub struct Place<'a> {
     pub port: u16,
     /// The data folder.
     pub data: &'a Path,
+    /// For temporary tables and files; this server's alone.
+    pub temporary: &'a Path,
     pub socket: &'a Path,
     pub pid_file: &'a Path,
     pub init_file: &'a Path,
@@ -209,6 +213,8 @@ pub fn option_file(config: &KeeperConfig, place: &Place<'_>) -> String {
     // Otherwise address space for a pool of 8 TB is reserved.
     set("innodb_buffer_pool_size_max", &pool.0);
     set("datadir", &place.data.display());
+    // Never the machine's own: every MariaDB that starts removes the temporary tables of all others from it.
+    set("tmpdir", &place.temporary.display());
     set("socket", &place.socket.display());
     set("pid_file", &place.pid_file.display());
     set("init_file", &place.init_file.display());

@@ -104,7 +104,13 @@ fn template(
         remove(&unfinished)?;
         fs::create_dir(&unfinished).map_err(io_error("make folder", &unfinished))?;
         give(&unfinished, user)?;
-        make(programs, user, &unfinished)?;
+        // Never the machine's own: every MariaDB that starts removes the temporary tables of all others from it.
+        let temporary = beside(&folder, "tmp");
+        remove(&temporary)?;
+        fs::create_dir(&temporary).map_err(io_error("make folder", &temporary))?;
+        give(&temporary, user)?;
+        make(programs, user, &unfinished, &temporary)?;
+        remove(&temporary)?;
         finish(&unfinished, &folder)?;
     }
     Ok(folder)
@@ -143,12 +149,19 @@ fn version(programs: &Programs) -> Result<String, TemplateError> {
     Ok(format!("mariadb-{}", version.trim()))
 }
 
-fn make(programs: &Programs, user: Option<UserIds>, data: &Path) -> Result<(), TemplateError> {
+fn make(
+    programs: &Programs,
+    user: Option<UserIds>,
+    data: &Path,
+    temporary: &Path,
+) -> Result<(), TemplateError> {
     let at = format!("--datadir={}", data.display());
     // The log file's size is a server's own at each start; here it only has to be small.
+    let temporary = format!("--tmpdir={}", temporary.display());
     let common = [
         "--no-defaults",
         at.as_str(),
+        temporary.as_str(),
         "--skip-name-resolve",
         "--innodb-log-file-size=8M",
     ];

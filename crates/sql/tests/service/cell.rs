@@ -8,9 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use homeostat_api::grpc::ServeCell;
 use homeostat_api::v1::*;
-use homeostat_api::{CellHandle, Refusal, RefusalKind, TaskEvents};
-use homeostat_model::{Bytes, Generation, MachineName, PortName, ServiceName, TaskName, TaskState, Template};
+use homeostat_api::v1::cell_handle_server::CellHandleServer;
+use homeostat_api::{CellHandle, Refusal, RefusalKind, TaskEvents, uds};
+use homeostat_model::{
+    Bytes, Generation, MachineName, PortName, ServiceName, TaskName, TaskState, Template,
+};
 use homeostat_supervisor::launch::{FORMAT, LaunchFile, UserIds};
 use homeostat_supervisor::leftovers::kill_leftovers;
 use homeostat_supervisor::protocol::{Answer, Event, Hello, Message, Phase, Request, Verb};
@@ -18,6 +22,7 @@ use homeostat_supervisor::run::ExitFile;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
@@ -38,6 +43,8 @@ struct Shared {
     number: u8,
     inner: Mutex<Inner>,
     endpoint: watch::Sender<Option<EndpointTarget>>,
+    /// Where keepers are looked after, whoever asks for one.
+    runtime: Handle,
 }
 
 #[derive(Default)]
@@ -63,11 +70,23 @@ struct Task {
 
 impl TestCell {
     pub fn new(number: u8) -> Self {
-        let folder = tempfile::Builder::new().prefix("hs").tempdir_in("/tmp").unwrap();
+        let folder = tempfile::Builder::new()
+            .prefix("hs")
+            .tempdir_in("/tmp")
+            .unwrap();
         open(folder.path());
-        let inner = Inner { term: 1, ..Inner::default() };
+        let inner = Inner {
+            term: 1,
+            ..Inner::default()
+        };
         let endpoint = watch::Sender::new(None);
-        Self(Arc::new(Shared { folder, number, inner: Mutex::new(inner), endpoint }))
+        Self(Arc::new(Shared {
+            folder,
+            number,
+            inner: Mutex::new(inner),
+            endpoint,
+            runtime: Handle::current(),
+        }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -91,11 +110,18 @@ impl TestCell {
     }
 
     pub fn value(&self, key: &str) -> Option<String> {
-        self.lock().store.get(key).map(|(value, _)| String::from_utf8(value.clone()).unwrap())
+        self.lock()
+            .store
+            .get(key)
+            .map(|(value, _)| String::from_utf8(value.clone()).unwrap())
     }
 
     pub fn notes(&self) -> Vec<String> {
-        self.lock().notes.iter().map(|note| format!("{}: {}", note.kind, note.text)).collect()
+        self.lock()
+            .notes
+            .iter()
+            .map(|note| format!("{}: {}", note.kind, note.text))
+            .collect()
     }
 
     pub fn endpoint(&self) -> watch::Receiver<Option<EndpointTarget>> {
@@ -116,7 +142,11 @@ impl TestCell {
     }
 
     pub fn states(&self) -> Vec<TaskState> {
-        self.lock().tasks.values().map(|task| task.state.clone()).collect()
+        self.lock()
+            .tasks
+            .values()
+            .map(|task| task.state.clone())
+            .collect()
     }
 
     /// What a keeper and its server wrote.
@@ -126,10 +156,14 @@ impl TestCell {
 
     fn change(&self, name: &TaskName, change: impl FnOnce(&mut Task)) {
         let mut inner = self.lock();
-        let Some(task) = inner.tasks.get_mut(name) else { return };
+        let Some(task) = inner.tasks.get_mut(name) else {
+            return;
+        };
         change(task);
         let event = self.event(name, task);
-        inner.watchers.retain(|watcher| watcher.try_send(event.clone()).is_ok());
+        inner
+            .watchers
+            .retain(|watcher| watcher.try_send(event.clone()).is_ok());
     }
 
     fn event(&self, name: &TaskName, task: &Task) -> TaskEvent {
@@ -154,7 +188,10 @@ impl TestCell {
     }
 
     fn prepare(&self, name: &TaskName, launch: &Launch) -> LaunchFile {
-        let user = rustix::process::geteuid().is_root().then_some(UserIds { uid: UNPRIVILEGED, gid: UNPRIVILEGED });
+        let user = rustix::process::geteuid().is_root().then_some(UserIds {
+            uid: UNPRIVILEGED,
+            gid: UNPRIVILEGED,
+        });
         let folder = |kind: &str| self.folder().join(format!("{kind}-{name}"));
         for folder in [folder("r"), folder("d"), folder("l")] {
             std::fs::create_dir_all(&folder).unwrap();
@@ -164,7 +201,9 @@ impl TestCell {
             std::os::unix::fs::chown(folder("d"), Some(user.uid), Some(user.gid)).unwrap();
         }
         let template = Template::parse(&launch.keeper_json).unwrap();
-        let text = template.render(|variable| Err::<String, _>(format!("{variable} is not expected"))).unwrap();
+        let text = template
+            .render(|variable| Err::<String, _>(format!("{variable} is not expected")))
+            .unwrap();
         let (machine, port) = {
             let task = &self.lock().tasks[name];
             (task.machine, task.port)
@@ -183,7 +222,10 @@ impl TestCell {
             shared: self.folder().join("shared"),
             user,
             grace_ms: launch.grace_ms,
-            memory_limit: launch.resources.as_ref().map(|resources| Bytes(resources.memory_bytes)),
+            memory_limit: launch
+                .resources
+                .as_ref()
+                .map(|resources| Bytes(resources.memory_bytes)),
             address: self.address(machine),
             ports: [(PortName::new("sql").unwrap(), port)].into(),
             keeper: Some(serde_json::from_str(&text).unwrap()),
@@ -204,7 +246,10 @@ impl TestCell {
         });
         drop(child.wait().await);
         let swept = run.clone();
-        tokio::task::spawn_blocking(move || kill_leftovers(&swept).map(drop)).await.unwrap().unwrap();
+        tokio::task::spawn_blocking(move || kill_leftovers(&swept).map(drop))
+            .await
+            .unwrap()
+            .unwrap();
         let state = match ExitFile::load(&run).unwrap() {
             Some(exit) => TaskState::Exited { cause: exit.cause },
             None => TaskState::Lost,
@@ -259,11 +304,45 @@ impl TestCell {
 
     async fn ask(&self, task: &str, verb: Verb, patience: Duration) -> Result<Answer, Refusal> {
         let name = TaskName::new(task).unwrap();
-        let requests = self.lock().tasks.get(&name).and_then(|task| task.requests.clone());
+        let requests = self
+            .lock()
+            .tasks
+            .get(&name)
+            .and_then(|task| task.requests.clone());
         let unreachable = || Refusal::unknown(format!("{task} is not reachable"));
         let (answer, waiting) = oneshot::channel();
-        requests.ok_or_else(unreachable)?.send((verb, answer)).map_err(|_| unreachable())?;
-        timeout(patience, waiting).await.map_err(|_| unreachable())?.map_err(|_| unreachable())
+        requests
+            .ok_or_else(unreachable)?
+            .send((verb, answer))
+            .map_err(|_| unreachable())?;
+        timeout(patience, waiting)
+            .await
+            .map_err(|_| unreachable())?
+            .map_err(|_| unreachable())
+    }
+}
+
+/// A cell's side of the contract over a socket, with a runtime of its own: when it is dropped its connections break.
+pub struct Controller(Option<Runtime>);
+
+impl Controller {
+    pub fn serve(cell: &TestCell, socket: &Path) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let handle = Arc::new(cell.clone());
+        let here = runtime.enter();
+        let incoming = uds::listen(socket).unwrap();
+        let server = tonic::transport::Server::builder().add_service(CellHandleServer::new(ServeCell(handle)));
+        runtime.spawn(server.serve_with_incoming(incoming));
+        drop(here);
+        Self(Some(runtime))
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -276,7 +355,9 @@ fn state_of(phase: &Phase) -> TaskState {
         Phase::Starting => TaskState::Starting,
         Phase::Running { child } => TaskState::Running { pid: child.pid },
         Phase::Stopping { child } => TaskState::Stopping { pid: child.pid },
-        Phase::Ended { cause } => TaskState::Exited { cause: cause.clone() },
+        Phase::Ended { cause } => TaskState::Exited {
+            cause: cause.clone(),
+        },
     }
 }
 
@@ -293,7 +374,10 @@ async fn connect(run: &Path, child: &mut Child) -> Option<UnixStream> {
 #[async_trait]
 impl CellHandle for TestCell {
     async fn hello(&self, _: HelloRequest) -> Result<HelloReply, Refusal> {
-        Ok(HelloReply { term: self.term(), cell: "test".into() })
+        Ok(HelloReply {
+            term: self.term(),
+            cell: "test".into(),
+        })
     }
 
     async fn watch(&self, _: WatchRequest) -> Result<TaskEvents, Refusal> {
@@ -302,7 +386,12 @@ impl CellHandle for TestCell {
         for (name, task) in &inner.tasks {
             sender.try_send(self.event(name, task)).unwrap();
         }
-        sender.try_send(TaskEvent { synced: true, ..TaskEvent::default() }).unwrap();
+        sender
+            .try_send(TaskEvent {
+                synced: true,
+                ..TaskEvent::default()
+            })
+            .unwrap();
         inner.watchers.push(sender);
         Ok(reader)
     }
@@ -317,7 +406,9 @@ impl CellHandle for TestCell {
             let task = inner.tasks.entry(name).or_insert_with(|| Task {
                 machine,
                 port: free_port(&self.address(machine)),
-                state: TaskState::Pending { why: "not started".into() },
+                state: TaskState::Pending {
+                    why: "not started".into(),
+                },
                 keeper_pid: 0,
                 said: Vec::new(),
                 requests: None,
@@ -330,17 +421,25 @@ impl CellHandle for TestCell {
                 address: self.address(task.machine),
             });
         }
-        Ok(PlaceReply { placed, pending: Vec::new() })
+        Ok(PlaceReply {
+            placed,
+            pending: Vec::new(),
+        })
     }
 
     async fn start(&self, request: StartRequest) -> Result<StartReply, Refusal> {
         let name = TaskName::new(request.task).unwrap();
         {
             let mut inner = self.lock();
-            let task = inner.tasks.get_mut(&name).ok_or_else(|| Refusal::not_found("it has no place"))?;
+            let task = inner
+                .tasks
+                .get_mut(&name)
+                .ok_or_else(|| Refusal::not_found("it has no place"))?;
             match task.state {
                 TaskState::Pending { .. } | TaskState::Exited { .. } | TaskState::Lost => {}
-                TaskState::Starting | TaskState::Running { .. } | TaskState::Stopping { .. } => return Ok(StartReply {}),
+                TaskState::Starting | TaskState::Running { .. } | TaskState::Stopping { .. } => {
+                    return Ok(StartReply {});
+                }
             }
             task.state = TaskState::Starting;
             task.starts += 1;
@@ -348,8 +447,14 @@ impl CellHandle for TestCell {
         let launch = request.launch.unwrap();
         assert_eq!(launch.supervision, Supervision::Keeper as i32);
         let file = self.prepare(&name, &launch);
+        let _here = self.0.runtime.enter();
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "keeper_process", "--nocapture", "--test-threads=1"])
+            .args([
+                "--exact",
+                "keeper_process",
+                "--nocapture",
+                "--test-threads=1",
+            ])
             .env(RUN_DIR, &file.run)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -363,7 +468,14 @@ impl CellHandle for TestCell {
     }
 
     async fn stop(&self, request: StopRequest) -> Result<StopReply, Refusal> {
-        self.ask(&request.task, Verb::Stop { grace_ms: request.grace_ms }, PATIENCE).await?;
+        self.ask(
+            &request.task,
+            Verb::Stop {
+                grace_ms: request.grace_ms,
+            },
+            PATIENCE,
+        )
+        .await?;
         Ok(StopReply {})
     }
 
@@ -378,23 +490,34 @@ impl CellHandle for TestCell {
 
     async fn read(&self, request: ReadRequest) -> Result<ReadReply, Refusal> {
         let inner = self.lock();
-        Ok(inner.store.get(&request.key).map_or_else(ReadReply::default, |(value, revision)| ReadReply {
-            found: true,
-            value: value.clone(),
-            mod_revision: *revision,
-        }))
+        Ok(inner
+            .store
+            .get(&request.key)
+            .map_or_else(ReadReply::default, |(value, revision)| ReadReply {
+                found: true,
+                value: value.clone(),
+                mod_revision: *revision,
+            }))
     }
 
     async fn write(&self, request: WriteRequest) -> Result<WriteReply, Refusal> {
         let mut inner = self.lock();
         let (current, seen) = inner.store.get(&request.key).cloned().unwrap_or_default();
         if seen != request.expected_mod_revision {
-            return Ok(WriteReply { committed: false, mod_revision: seen, current });
+            return Ok(WriteReply {
+                committed: false,
+                mod_revision: seen,
+                current,
+            });
         }
         inner.revision += 1;
         let revision = inner.revision;
         inner.store.insert(request.key, (request.value, revision));
-        Ok(WriteReply { committed: true, mod_revision: revision, current: Vec::new() })
+        Ok(WriteReply {
+            committed: true,
+            mod_revision: revision,
+            current: Vec::new(),
+        })
     }
 
     async fn set_endpoint(&self, request: SetEndpointRequest) -> Result<SetEndpointReply, Refusal> {
@@ -419,8 +542,17 @@ impl CellHandle for TestCell {
 
     async fn local_call(&self, request: LocalCallRequest) -> Result<LocalCallReply, Refusal> {
         let body = serde_json::from_slice(&request.body).unwrap();
-        match self.ask(&request.task, Verb::Call { body }, Duration::from_millis(request.deadline_ms)).await? {
-            Answer::Called { body } => Ok(LocalCallReply { body: serde_json::to_vec(&body).unwrap() }),
+        match self
+            .ask(
+                &request.task,
+                Verb::Call { body },
+                Duration::from_millis(request.deadline_ms),
+            )
+            .await?
+        {
+            Answer::Called { body } => Ok(LocalCallReply {
+                body: serde_json::to_vec(&body).unwrap(),
+            }),
             Answer::Accepted => Ok(LocalCallReply::default()),
             Answer::Refused { why } => Err(Refusal::new(RefusalKind::BadRequest, why)),
         }
@@ -433,7 +565,11 @@ impl CellHandle for TestCell {
 }
 
 fn free_port(address: &str) -> u16 {
-    std::net::TcpListener::bind((address, 0)).unwrap().local_addr().unwrap().port()
+    std::net::TcpListener::bind((address, 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 impl Drop for Shared {
@@ -448,14 +584,22 @@ impl Drop for Shared {
                 tail.iter().rev().for_each(|line| eprintln!("{line}"));
             }
             if let Some(pid) = rustix::process::Pid::from_raw(task.keeper_pid as i32) {
-                let alive = matches!(task.state, TaskState::Running { .. } | TaskState::Stopping { .. });
+                let alive = matches!(
+                    task.state,
+                    TaskState::Running { .. } | TaskState::Stopping { .. }
+                );
                 if alive {
                     let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
                 }
             }
             let run = self.folder.path().join(format!("r-{name}"));
             while let Err(error) = kill_leftovers(&run) {
-                if !matches!(&error, homeostat_supervisor::leftovers::LeftoverError::Run(homeostat_supervisor::run::RunError::Locked { .. })) {
+                if !matches!(
+                    &error,
+                    homeostat_supervisor::leftovers::LeftoverError::Run(
+                        homeostat_supervisor::run::RunError::Locked { .. }
+                    )
+                ) {
                     eprintln!("cannot clean up: {error}");
                     break;
                 }
