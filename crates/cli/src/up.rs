@@ -235,7 +235,7 @@ impl Screen {
                 if self.drawn > 0 {
                     text.push_str(&format!("\x1b[{}A", self.drawn));
                 }
-                let width = usize::from(rustix::termios::tcgetwinsize(rustix::stdio::stdout()).map_or(100, |size| size.ws_col));
+                let width = columns();
                 for line in &lines {
                     // A wrapped line would break the count; colours take no place on the screen.
                     let line: String = line.chars().take(width.saturating_sub(1) + 9).collect();
@@ -257,6 +257,12 @@ impl Screen {
         out.write_all(text.as_bytes()).and_then(|()| out.flush()).unwrap_or_default();
         self.last = lines;
     }
+}
+
+/// The terminal's width. Some terminals say that they have no columns at all.
+fn columns() -> usize {
+    let columns = rustix::termios::tcgetwinsize(rustix::stdio::stdout()).map_or(0, |size| size.ws_col);
+    if columns == 0 { 100 } else { usize::from(columns) }
 }
 
 /// Three commands worth trying, with the names of this cell.

@@ -153,3 +153,229 @@ fn parse(own: &Own, item: &Item) -> Result<Held, Refusal> {
         revision: item.revision,
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use async_trait::async_trait;
+    use homeostat_api::v1::*;
+    use homeostat_api::{CellHandle, TaskEvents};
+    use homeostat_decider::{MemberId, Phase};
+    use homeostat_model::{Epoch, RecordVersion, ServiceName, Term};
+
+    use super::*;
+
+    /// A store of one key whose next answers can be made to fail.
+    #[derive(Default)]
+    struct Cell(Mutex<State>);
+
+    #[derive(Default)]
+    struct State {
+        value: Vec<u8>,
+        revision: u64,
+        reads: u32,
+        fail_read: bool,
+        fail_write: Option<Fails>,
+    }
+
+    enum Fails {
+        BeforeWriting,
+        AfterWriting,
+    }
+
+    fn no<T>() -> Result<T, Refusal> {
+        Err(Refusal::not_now("this cell is a store only"))
+    }
+
+    #[async_trait]
+    impl CellHandle for Cell {
+        async fn read(&self, _: ReadRequest) -> Result<ReadReply, Refusal> {
+            let mut state = self.0.lock().unwrap();
+            state.reads += 1;
+            if std::mem::take(&mut state.fail_read) {
+                return Err(Refusal::unknown("the store is away"));
+            }
+            Ok(ReadReply {
+                found: state.revision > 0,
+                value: state.value.clone(),
+                mod_revision: state.revision,
+            })
+        }
+        async fn write(&self, request: WriteRequest) -> Result<WriteReply, Refusal> {
+            let mut state = self.0.lock().unwrap();
+            let fails = state.fail_write.take();
+            if let Some(Fails::BeforeWriting) = fails {
+                return Err(Refusal::unknown("the store is away"));
+            }
+            if request.expected_mod_revision != state.revision {
+                let (mod_revision, current) = (state.revision, state.value.clone());
+                return Ok(WriteReply {
+                    committed: false,
+                    mod_revision,
+                    current,
+                });
+            }
+            state.value = request.value;
+            state.revision += 1;
+            match fails {
+                Some(Fails::BeforeWriting | Fails::AfterWriting) => {
+                    Err(Refusal::unknown("its answer was lost"))
+                }
+                None => Ok(WriteReply {
+                    committed: true,
+                    mod_revision: state.revision,
+                    current: Vec::new(),
+                }),
+            }
+        }
+        async fn hello(&self, _: HelloRequest) -> Result<HelloReply, Refusal> {
+            no()
+        }
+        async fn watch(&self, _: WatchRequest) -> Result<TaskEvents, Refusal> {
+            no()
+        }
+        async fn place(&self, _: PlaceRequest) -> Result<PlaceReply, Refusal> {
+            no()
+        }
+        async fn start(&self, _: StartRequest) -> Result<StartReply, Refusal> {
+            no()
+        }
+        async fn stop(&self, _: StopRequest) -> Result<StopReply, Refusal> {
+            no()
+        }
+        async fn kill(&self, _: KillRequest) -> Result<KillReply, Refusal> {
+            no()
+        }
+        async fn forget(&self, _: ForgetRequest) -> Result<ForgetReply, Refusal> {
+            no()
+        }
+        async fn set_endpoint(&self, _: SetEndpointRequest) -> Result<SetEndpointReply, Refusal> {
+            no()
+        }
+        async fn local_call(&self, _: LocalCallRequest) -> Result<LocalCallReply, Refusal> {
+            no()
+        }
+        async fn note(&self, _: NoteRequest) -> Result<NoteReply, Refusal> {
+            no()
+        }
+    }
+
+    fn record(version: u64) -> Record {
+        let member = |n: u32| MemberId::new(format!("db-{n}")).unwrap();
+        Record {
+            epoch: Epoch(1),
+            version: RecordVersion(version),
+            term: Term(1),
+            phase: Phase::Serving,
+            holder: member(0),
+            ackers: [member(1)].into(),
+            leaving: None,
+            k: 1,
+            unclosed: Vec::new(),
+        }
+    }
+
+    fn two_leaders() -> (Arc<Cell>, RecordCell, RecordCell) {
+        let cell = Arc::new(Cell::default());
+        let own = || Own {
+            service: ServiceName::new("db").unwrap(),
+            cell: cell.clone(),
+        };
+        let (one, two) = (RecordCell::new(own()), RecordCell::new(own()));
+        (cell, one, two)
+    }
+
+    #[tokio::test]
+    async fn the_record_is_replaced_only_if_it_is_the_expected_one() {
+        let (cell, one, two) = two_leaders();
+        assert_eq!(one.read(drop).await, None);
+        assert_eq!(one.replace(None, record(1)).await, CasOutcome::Committed);
+        // Without reading again in between: what was written is what is there.
+        assert_eq!(
+            one.replace(Some(&record(1)), record(2)).await,
+            CasOutcome::Committed
+        );
+        assert_eq!(cell.0.lock().unwrap().reads, 1);
+
+        // Another one writes; who has not seen it loses and is told what is there.
+        assert_eq!(
+            two.replace(Some(&record(2)), record(3)).await,
+            CasOutcome::Committed
+        );
+        assert_eq!(
+            one.replace(Some(&record(2)), record(4)).await,
+            CasOutcome::Lost {
+                current: Some(record(3))
+            }
+        );
+        // An expectation that is neither here nor there loses too, whatever the revision is.
+        assert_eq!(
+            one.replace(Some(&record(9)), record(10)).await,
+            CasOutcome::Lost {
+                current: Some(record(3))
+            }
+        );
+        assert_eq!(
+            one.replace(None, record(10)).await,
+            CasOutcome::Lost {
+                current: Some(record(3))
+            }
+        );
+        assert_eq!(one.read(drop).await, Some(record(3)));
+    }
+
+    #[tokio::test]
+    async fn an_unknown_outcome_is_said_and_looked_up() {
+        let (cell, one, _) = two_leaders();
+        assert_eq!(one.replace(None, record(1)).await, CasOutcome::Committed);
+        cell.0.lock().unwrap().fail_write = Some(Fails::AfterWriting);
+        assert_eq!(
+            one.replace(Some(&record(1)), record(2)).await,
+            CasOutcome::Unknown
+        );
+        // It was done all the same, and nobody believes the old revision any more.
+        assert_eq!(
+            one.replace(Some(&record(1)), record(3)).await,
+            CasOutcome::Lost {
+                current: Some(record(2))
+            }
+        );
+        cell.0.lock().unwrap().fail_write = Some(Fails::BeforeWriting);
+        assert_eq!(
+            one.replace(Some(&record(2)), record(3)).await,
+            CasOutcome::Unknown
+        );
+        assert_eq!(
+            one.replace(Some(&record(2)), record(3)).await,
+            CasOutcome::Committed
+        );
+
+        cell.0.lock().unwrap().fail_read = true;
+        let mut troubles = 0;
+        assert_eq!(one.read(|_| troubles += 1).await, Some(record(3)));
+        assert_eq!(troubles, 1);
+    }
+
+    #[tokio::test]
+    async fn a_record_of_a_newer_program_is_not_guessed_at() {
+        let (cell, one, _) = two_leaders();
+        *cell.0.lock().unwrap() = State {
+            value: br#"{"format": 2, "holder": "x"}"#.to_vec(),
+            revision: 7,
+            ..State::default()
+        };
+        assert_eq!(one.replace(None, record(1)).await, CasOutcome::Unknown);
+        assert_eq!(cell.0.lock().unwrap().revision, 7);
+        let own = Own {
+            service: ServiceName::new("db").unwrap(),
+            cell,
+        };
+        let why = current(&own).await.unwrap_err().message;
+        assert_eq!(
+            why,
+            "the record of db has format 2; this program reads up to 1: use a newer one"
+        );
+    }
+}

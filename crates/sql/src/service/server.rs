@@ -263,8 +263,15 @@ impl AdminServer for SqlServer {
         &self,
         request: PrepareEvictionRequest,
     ) -> Result<PrepareEvictionReply, Refusal> {
-        let primary = self.view.borrow().looks.cluster.primary.clone();
-        if primary.as_ref() == Some(&request.task) {
+        let looks = self.view.borrow().looks.clone();
+        if looks.state == ServiceState::Starting {
+            // Whose role it will be is not decided.
+            return Err(Refusal::not_now(format!(
+                "{} waits for {}",
+                self.service, looks.waits_for
+            )));
+        }
+        if looks.cluster.primary.as_ref() == Some(&request.task) {
             self.switch_over(None).await?;
         }
         Ok(PrepareEvictionReply {})

@@ -345,10 +345,23 @@ mod tests {
     fn facts(n: u32) -> ServerFacts {
         let end = LogEnd {
             barrier: Epoch(3),
-            last: Some(Gtid { domain: 0, server: 1, sequence: 77 }),
+            last: Some(Gtid {
+                domain: 0,
+                server: 1,
+                sequence: 77,
+            }),
         };
-        let source = Source { member: member(0), host: "127.0.0.1".into(), port: 1 };
-        let running = Receiver::Running { source, connected: true, applying: true, error: None };
+        let source = Source {
+            member: member(0),
+            host: "127.0.0.1".into(),
+            port: 1,
+        };
+        let running = Receiver::Running {
+            source,
+            connected: true,
+            applying: true,
+            error: None,
+        };
         ServerFacts {
             read_only: n != 0,
             waits_for_ackers: n == 0,
@@ -364,7 +377,11 @@ mod tests {
     }
 
     fn report(n: u32) -> MemberReport {
-        let incarnation = ServerIncarnation { boot: BootId("b".into()), pid: 100 + n, start_ticks: 1 };
+        let incarnation = ServerIncarnation {
+            boot: BootId("b".into()),
+            pid: 100 + n,
+            start_ticks: 1,
+        };
         MemberReport {
             member: member(n),
             incarnation: KeeperIncarnation(1),
@@ -373,7 +390,10 @@ mod tests {
             port: 3306,
             record: None,
             held: None,
-            server: ServerState::Up { incarnation, facts: facts(n) },
+            server: ServerState::Up {
+                incarnation,
+                facts: facts(n),
+            },
         }
     }
 
@@ -396,7 +416,11 @@ mod tests {
             state: TaskState::Running { pid: n },
             ..Seen::new()
         };
-        let row = |n: u32| MemberView { reachable: true, report: Some(report(n)), order: None };
+        let row = |n: u32| MemberView {
+            reachable: true,
+            report: Some(report(n)),
+            order: None,
+        };
         World {
             tasks: (0..3).map(|n| (member(n), running(n))).collect(),
             view: View {
@@ -443,24 +467,55 @@ mod tests {
     #[test]
     fn a_cluster_that_is_well_is_up() {
         let looks = world().look(Wished::Up);
-        assert_eq!((looks.state, looks.waits_for.as_str()), (ServiceState::Up, ""));
-        insta::assert_snapshot!(serde_json::to_string(&looks.cluster).unwrap(), @"");
+        assert_eq!(
+            (looks.state, looks.waits_for.as_str()),
+            (ServiceState::Up, "")
+        );
+        insta::assert_snapshot!(serde_json::to_string_pretty(&looks.cluster.members[1]).unwrap(), @r#"
+        {
+          "task": "db-1",
+          "machine": "m1",
+          "pid": 101,
+          "role": "replica",
+          "gtid": "0-1-77",
+          "acker": "acker",
+          "state": "well"
+        }
+        "#);
+        let whole = ClusterView {
+            members: Vec::new(),
+            ..looks.cluster
+        };
+        insta::assert_snapshot!(
+            serde_json::to_string(&whole).unwrap(),
+            @r#"{"name":"db","epoch":3,"phase":"serving","primary":"db-0","members":[],"waits":[]}"#
+        );
     }
 
     #[test]
     fn a_serving_cluster_that_lacks_something_is_degraded_and_says_what() {
         let degraded = ServiceState::Degraded;
         let mut it = world();
-        it.server(1, |server| *server = ServerState::Down { initialised: true, last: None });
+        it.server(1, |server| {
+            *server = ServerState::Down {
+                initialised: true,
+                last: None,
+            }
+        });
         check(&it, degraded, "db-1: its server does not run");
 
         let mut it = world();
         it.view.members.get_mut(&member(2)).unwrap().reachable = false;
         check(&it, degraded, "db-2: its keeper is silent");
-        assert_eq!(it.look(Wished::Up).cluster.members[2].role, Role::Unreachable);
+        assert_eq!(
+            it.look(Wished::Up).cluster.members[2].role,
+            Role::Unreachable
+        );
 
         let mut it = world();
-        it.tasks.get_mut(&member(2)).unwrap().state = TaskState::Exited { cause: ExitCause::Signal { signal: 9 } };
+        it.tasks.get_mut(&member(2)).unwrap().state = TaskState::Exited {
+            cause: ExitCause::Signal { signal: 9 },
+        };
         check(&it, degraded, "db-2: its keeper ended (signal 9)");
         assert_eq!(it.look(Wished::Up).cluster.members[2].role, Role::Down);
 
@@ -474,7 +529,11 @@ mod tests {
 
         let mut it = world();
         it.view.record.as_mut().unwrap().ackers = [member(1)].into();
-        check(&it, degraded, "a second replica that acknowledges (db-1 does now)");
+        check(
+            &it,
+            degraded,
+            "a second replica that acknowledges (db-1 does now)",
+        );
     }
 
     #[test]
@@ -482,12 +541,25 @@ mod tests {
         let mut it = world();
         it.view.open = None;
         it.view.record.as_mut().unwrap().phase = Phase::Revoking;
-        it.view.waits = vec![Wait::Fence { holder: member(0), epoch: Epoch(2) }];
-        let waits = "db-0's keeper: nothing else proves that db-0 acknowledges no more writes of epoch 2";
+        it.view.waits = vec![Wait::Fence {
+            holder: member(0),
+            epoch: Epoch(2),
+        }];
+        let waits =
+            "db-0's keeper: nothing else proves that db-0 acknowledges no more writes of epoch 2";
         check(&it, ServiceState::Starting, waits);
         let cluster = it.look(Wished::Up).cluster;
-        assert_eq!((cluster.phase.as_str(), cluster.primary), ("revoking", None));
-        assert!(cluster.members.iter().all(|member| member.role == Role::Replica), "nobody holds the epoch yet");
+        assert_eq!(
+            (cluster.phase.as_str(), cluster.primary),
+            ("revoking", None)
+        );
+        assert!(
+            cluster
+                .members
+                .iter()
+                .all(|member| member.role == Role::Replica),
+            "nobody holds the epoch yet"
+        );
     }
 
     #[test]
@@ -495,9 +567,15 @@ mod tests {
         let mut it = world();
         let looks = it.look(Wished::Down);
         assert_eq!(looks.state, ServiceState::Stopping);
-        assert!(looks.waits_for.starts_with("db-0 to end (it is running); "), "{}", looks.waits_for);
+        assert!(
+            looks.waits_for.starts_with("db-0 to end (it is running); "),
+            "{}",
+            looks.waits_for
+        );
         for task in it.tasks.values_mut() {
-            task.state = TaskState::Exited { cause: ExitCause::Code { code: 0 } };
+            task.state = TaskState::Exited {
+                cause: ExitCause::Code { code: 0 },
+            };
         }
         assert_eq!(it.look(Wished::Down).state, ServiceState::Down);
     }

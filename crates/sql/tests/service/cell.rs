@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use homeostat_api::grpc::ServeCell;
-use homeostat_api::v1::*;
 use homeostat_api::v1::cell_handle_server::CellHandleServer;
+use homeostat_api::v1::*;
 use homeostat_api::{CellHandle, Refusal, RefusalKind, TaskEvents, uds};
 use homeostat_model::{
     Bytes, Generation, MachineName, PortName, ServiceName, TaskName, TaskState, Template,
@@ -327,11 +327,16 @@ pub struct Controller(Option<Runtime>);
 
 impl Controller {
     pub fn serve(cell: &TestCell, socket: &Path) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let handle = Arc::new(cell.clone());
         let here = runtime.enter();
         let incoming = uds::listen(socket).unwrap();
-        let server = tonic::transport::Server::builder().add_service(CellHandleServer::new(ServeCell(handle)));
+        let server = tonic::transport::Server::builder()
+            .add_service(CellHandleServer::new(ServeCell(handle)));
         runtime.spawn(server.serve_with_incoming(incoming));
         drop(here);
         Self(Some(runtime))

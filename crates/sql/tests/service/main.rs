@@ -36,9 +36,18 @@ const ADMIN_SOCKET: &str = "HOMEOSTAT_TEST_ADMIN";
 /// Not a test: the process of a service that is none of the controller's.
 #[test]
 fn service_process() {
-    if let (Some(cell), Some(admin)) = (std::env::var_os(CELL_SOCKET), std::env::var_os(ADMIN_SOCKET)) {
+    if let (Some(cell), Some(admin)) = (
+        std::env::var_os(CELL_SOCKET),
+        std::env::var_os(ADMIN_SOCKET),
+    ) {
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        runtime.block_on(serve_service(Path::new(&cell), Path::new(&admin), service())).unwrap();
+        runtime
+            .block_on(serve_service(
+                Path::new(&cell),
+                Path::new(&admin),
+                service(),
+            ))
+            .unwrap();
     }
 }
 
@@ -469,7 +478,10 @@ impl ServiceProcess {
             .unwrap();
         let begun = Instant::now();
         while tokio::net::UnixStream::connect(admin).await.is_err() {
-            assert!(begun.elapsed() < PATIENCE, "the service's process does not listen");
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "the service's process does not listen"
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Self(child)
@@ -499,7 +511,10 @@ async fn the_service_runs_in_a_process_of_its_own() {
     let view = until(&cell, &admin, |state, _| state == ServiceState::Up).await;
     assert_eq!(view.epoch, 1);
     kill(pid_of(&view, "db-0"));
-    let view = until(&cell, &admin, |state, view| state == ServiceState::Up && view.epoch == 2).await;
+    let view = until(&cell, &admin, |state, view| {
+        state == ServiceState::Up && view.epoch == 2
+    })
+    .await;
     assert_eq!(count(&mut app(&cell).await).await, 10);
 
     // The controller dies, and the primary with nobody there to notice.
@@ -507,7 +522,10 @@ async fn the_service_runs_in_a_process_of_its_own() {
     kill(pid_of(&view, view.primary.as_ref().unwrap()));
     cell.new_leader();
     let _controller = Controller::serve(&cell, &cell_socket);
-    until(&cell, &admin, |state, view| state == ServiceState::Up && view.epoch == 3).await;
+    until(&cell, &admin, |state, view| {
+        state == ServiceState::Up && view.epoch == 3
+    })
+    .await;
     up(&cell, &admin).await;
     let moved = act(&admin, "switchover", &[]).await.unwrap();
     println!("  {}", moved.text);
@@ -517,5 +535,12 @@ async fn the_service_runs_in_a_process_of_its_own() {
     let told = act(&admin, "explain", &[]).await.unwrap();
     let last: serde_json::Value = serde_json::from_str(&told.detail_json).unwrap();
     assert_eq!(last["epoch"], 4);
-    assert!(last["earlier"].as_array().unwrap().iter().any(|change| change["epoch"] == 1), "the first process's story");
+    assert!(
+        last["earlier"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|change| change["epoch"] == 1),
+        "the first process's story"
+    );
 }

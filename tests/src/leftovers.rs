@@ -1,0 +1,70 @@
+//! What a cell must not leave behind.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::process;
+
+/// The cgroups that the supervisors of a cell wrote down, and those that its living tasks are in.
+pub(crate) fn cgroups(runtime: &Path, home: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    for record in files_named(runtime, "supervisor.json") {
+        let text = fs::read(&record).unwrap_or_default();
+        let value: Value = serde_json::from_slice(&text).unwrap_or_default();
+        let groups = value["cgroups"].as_array().cloned().unwrap_or_default();
+        found.extend(groups.iter().filter_map(|group| group["path"].as_str()).map(PathBuf::from));
+    }
+    for process in process::mentioning(home) {
+        let text = fs::read_to_string(format!("/proc/{}/cgroup", process.pid)).unwrap_or_default();
+        for line in text.lines() {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+            if !path.contains("/homeostat/") {
+                continue;
+            }
+            let mount = if controllers.is_empty() { "unified" } else { controllers };
+            for base in [Path::new("/sys/fs/cgroup").join(mount), PathBuf::from("/sys/fs/cgroup")] {
+                let folder = base.join(path.trim_start_matches('/'));
+                if folder.is_dir() {
+                    found.insert(folder);
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Everything that is left of a cell that was purged; empty when all is well.
+pub(crate) fn left(home: &Path, runtime: &Path, state: &Path, cgroups: &BTreeSet<PathBuf>) -> Vec<String> {
+    let mut left = Vec::new();
+    for process in process::mentioning(home) {
+        left.push(format!("process {}", process.describe()));
+    }
+    left.extend(cgroups.iter().filter(|path| path.exists()).map(|path| format!("cgroup {}", path.display())));
+    let cells = fs::read_dir(runtime.join("homeostat")).into_iter().flatten().flatten();
+    left.extend(cells.map(|entry| format!("run folder {}", entry.path().display())));
+    if state.exists() {
+        left.push(format!("state folder {}", state.display()));
+    }
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    // Mounts of tests themselves are made at `disk`, and theirs to undo.
+    let ours = |line: &&str| line.contains(&format!(" {}/", home.display())) && !line.contains("/disk ");
+    left.extend(mounts.lines().filter(ours).map(|line| format!("mount {line}")));
+    left
+}
+
+fn files_named(folder: &Path, name: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(files_named(&path, name));
+        } else if path.file_name().is_some_and(|found| found == name) {
+            found.push(path);
+        }
+    }
+    found
+}
