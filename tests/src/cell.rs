@@ -314,7 +314,7 @@ fn log_files(folder: &Path) -> Vec<PathBuf> {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             found.extend(log_files(&path));
         } else if path.extension().is_some_and(|extension| extension == "log")
-            && !path.file_name().is_some_and(|name| name == "orders.log")
+            && path.file_name().is_none_or(|name| name != "orders.log")
         {
             found.push(path);
         }
