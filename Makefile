@@ -7,7 +7,7 @@ unexport CARGO_TARGET_DIR
 
 CELL ?= examples/shop
 SEEDS ?= 2000
-# Tests that start servers get no faster by starting many of them on a small machine.
+# Tests that start servers get no faster by starting many of them at once. (The end-to-end tests take turns by themselves.)
 TEST_THREADS ?= 2
 
 HOMEOSTAT := target/release/homeostat
@@ -29,7 +29,8 @@ test-deps: deps ## what the tests need besides (etcd, unpacked below target/tool
 build: deps ## build homeostat and the example with optimisations
 	cargo build --release -p homeostat -p shop
 
-up: build ## turn up the example cell (CELL=folder) and watch it come up
+up: deps ## install, build, turn up the example cell (CELL=folder) and watch it come up
+	@$(MAKE) --no-print-directory build
 	$(HOMEOSTAT) up $(CELL)
 
 down: ## take the cell down; its data stays
@@ -39,14 +40,13 @@ test: test-deps ## every test, the end-to-end ones included
 	@# One build for all: with --all-targets cargo selects the same features as `cargo test` does, so nothing is built twice,
 	@# and the programs which the end-to-end tests start (target/debug/homeostat, target/debug/shop) are there.
 	cargo build --workspace --all-targets
-	RUST_TEST_THREADS=$(TEST_THREADS) cargo test --workspace --exclude homeostat-tests
-	@# The end-to-end tests run whole cells; one at a time.
-	RUST_TEST_THREADS=1 cargo test -p homeostat-tests
+	RUST_TEST_THREADS=$(TEST_THREADS) cargo test --workspace
 
 sim: ## run the failover core through SEEDS=n simulated clusters
 	cargo run --release -p homeostat-decider --features sim --example sim -- --seeds $(SEEDS)
 
-bench-cell: build ## measure a cell: outage at a failover, switchover, memory, idle CPU
+bench-cell: deps ## measure a cell: outage at a failover, switchover, memory, idle CPU
+	@$(MAKE) --no-print-directory build
 	cargo run --release -p homeostat-bench -- cell
 
 lint: ## formatting, clippy, and (where cargo-deny is installed) licences and duplicates

@@ -31,20 +31,30 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// rate. Nothing else is changed.
 pub fn write_cell_file(programs: &Programs, folder: &Path) -> anyhow::Result<PathBuf> {
     let original = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/shop/cell.star");
-    let text = std::fs::read_to_string(&original).with_context(|| format!("read {}", original.display()))?;
+    let text = std::fs::read_to_string(&original)
+        .with_context(|| format!("read {}", original.display()))?;
     let package = format!("path = {:?}", programs.shop.display().to_string());
     let edits = [
-        (r#"path = ["../../target/release/shop", "../../target/debug/shop"]"#, package.as_str()),
+        (
+            r#"path = ["../../target/release/shop", "../../target/debug/shop"]"#,
+            package.as_str(),
+        ),
         (
             r#""--log", "${dir}/orders.log","#,
             r#""--log", "${dir}/orders.log", "--listen", "${address}:${port.report}","#,
         ),
-        (r#"    needs = ["shop-web"],"#, "    needs = [\"shop-web\"],\n    ports = [\"report\"],"),
+        (
+            r#"    needs = ["shop-web"],"#,
+            "    needs = [\"shop-web\"],\n    ports = [\"report\"],",
+        ),
     ];
     let mut copy = text;
     for (from, to) in edits {
         if copy.matches(from).count() != 1 {
-            bail!("{} has changed: '{from}' is not in it exactly once; change bench/src/cell.rs", original.display());
+            bail!(
+                "{} has changed: '{from}' is not in it exactly once; change bench/src/cell.rs",
+                original.display()
+            );
         }
         copy = copy.replace(from, to);
     }
@@ -68,19 +78,32 @@ pub struct Cluster {
 impl Cell {
     /// Turns a cell up in `state` and tells how long it took until all checks passed. What is in the folder already (a
     /// template) is used.
-    pub async fn up(programs: &Programs, file: &Path, state: &Path) -> anyhow::Result<(Self, Duration)> {
-        let cell = Self { homeostat: programs.homeostat.clone(), state: state.to_owned() };
+    pub async fn up(
+        programs: &Programs,
+        file: &Path,
+        state: &Path,
+    ) -> anyhow::Result<(Self, Duration)> {
+        let cell = Self {
+            homeostat: programs.homeostat.clone(),
+            state: state.to_owned(),
+        };
         let began = Instant::now();
         let deadline = format!("{}s", UP_WITHIN.as_secs());
         let file = file.display().to_string();
         // From here on dropping it takes the cell down, also when it did not come up.
-        cell.ask(&["up", &file, "--detach", "--deadline", &deadline], UP_WITHIN + ANSWER_WITHIN).await?;
+        cell.ask(
+            &["up", &file, "--detach", "--deadline", &deadline],
+            UP_WITHIN + ANSWER_WITHIN,
+        )
+        .await?;
         Ok((cell, began.elapsed()))
     }
 
     /// Takes it down and removes all of it.
     pub async fn down(self) -> anyhow::Result<()> {
-        self.ask(&["down", "--yes", "--purge"], UP_WITHIN).await.map(drop)
+        self.ask(&["down", "--yes", "--purge"], UP_WITHIN)
+            .await
+            .map(drop)
     }
 
     pub async fn status(&self) -> anyhow::Result<Value> {
@@ -89,7 +112,11 @@ impl Cell {
 
     /// Where clients reach the primary, with user and password.
     pub async fn dsn(&self) -> anyhow::Result<String> {
-        Ok(self.ask(&["sql", CLUSTER, "--dsn"], ANSWER_WITHIN).await?.trim().to_owned())
+        Ok(self
+            .ask(&["sql", CLUSTER, "--dsn"], ANSWER_WITHIN)
+            .await?
+            .trim()
+            .to_owned())
     }
 
     /// The last change of primary.
@@ -99,7 +126,9 @@ impl Cell {
     }
 
     pub async fn switchover(&self) -> anyhow::Result<()> {
-        self.ask(&["switchover", CLUSTER], ANSWER_WITHIN).await.map(drop)
+        self.ask(&["switchover", CLUSTER], ANSWER_WITHIN)
+            .await
+            .map(drop)
     }
 
     /// Waits until a primary of an epoch after `epoch` serves and all other members replicate and acknowledge.
@@ -112,7 +141,10 @@ impl Cell {
             }
             if Instant::now() >= until {
                 let seconds = WHOLE_WITHIN.as_secs();
-                bail!("{CLUSTER} is not whole after {seconds} s: {}", status["sql"]);
+                bail!(
+                    "{CLUSTER} is not whole after {seconds} s: {}",
+                    status["sql"]
+                );
             }
             sleep(LOOK_EVERY).await;
         }
@@ -123,9 +155,13 @@ impl Cell {
         let status = self.status().await?;
         let task = rows(&status, "tasks").find(|task| task["service"] == CUSTOMER);
         let task = task.with_context(|| format!("{CUSTOMER} has no task"))?;
-        let port = task["ports"][KNOB].as_u64().with_context(|| format!("{CUSTOMER} has no port '{KNOB}'"))?;
+        let port = task["ports"][KNOB]
+            .as_u64()
+            .with_context(|| format!("{CUSTOMER} has no port '{KNOB}'"))?;
         let address = format!("{}:{port}", task["address"].as_str().unwrap_or_default());
-        post(&address, &format!("/rate?per_second={per_second}")).await.with_context(|| format!("set the rate of {CUSTOMER}"))
+        post(&address, &format!("/rate?per_second={per_second}"))
+            .await
+            .with_context(|| format!("set the rate of {CUSTOMER}"))
     }
 
     /// The folders that its processes name on their command lines: state, and run.
@@ -138,19 +174,34 @@ impl Cell {
 
     async fn json(&self, words: &[&str]) -> anyhow::Result<Value> {
         let text = self.ask(words, ANSWER_WITHIN).await?;
-        serde_json::from_str(&text).with_context(|| format!("read the answer to 'homeostat {}'", words.join(" ")))
+        serde_json::from_str(&text)
+            .with_context(|| format!("read the answer to 'homeostat {}'", words.join(" ")))
     }
 
     async fn ask(&self, words: &[&str], within: Duration) -> anyhow::Result<String> {
         let verb = words.join(" ");
         let mut command = Command::new(&self.homeostat);
-        command.arg("--state").arg(&self.state).args(words).stdin(Stdio::null()).kill_on_drop(true);
+        command
+            .arg("--state")
+            .arg(&self.state)
+            .args(words)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
         let out = tokio::time::timeout(within, command.output())
             .await
-            .with_context(|| format!("'homeostat {verb}' did not end within {} s", within.as_secs()))?
+            .with_context(|| {
+                format!(
+                    "'homeostat {verb}' did not end within {} s",
+                    within.as_secs()
+                )
+            })?
             .with_context(|| format!("run 'homeostat {verb}'"))?;
         if !out.status.success() {
-            bail!("'homeostat {verb}' failed ({}): {}", out.status, String::from_utf8_lossy(&out.stderr).trim());
+            bail!(
+                "'homeostat {verb}' failed ({}): {}",
+                out.status,
+                String::from_utf8_lossy(&out.stderr).trim()
+            );
         }
         Ok(String::from_utf8_lossy(&out.stdout).into_owned())
     }
@@ -163,13 +214,20 @@ impl Drop for Cell {
         }
         // In a process group of its own: a second Ctrl-C must not stop the tidying.
         let mut down = std::process::Command::new(&self.homeostat);
-        down.arg("--state").arg(&self.state).args(["down", "--yes", "--purge"]);
-        down.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        down.arg("--state")
+            .arg(&self.state)
+            .args(["down", "--yes", "--purge"]);
+        down.stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         std::os::unix::process::CommandExt::process_group(&mut down, 0);
         if down.status().is_ok_and(|status| status.success()) {
             return;
         }
-        eprintln!("the cell in {} did not go down: its processes are killed", self.state.display());
+        eprintln!(
+            "the cell in {} did not go down: its processes are killed",
+            self.state.display()
+        );
         let marks = self.marks();
         let borrowed: Vec<&Path> = marks.iter().map(PathBuf::as_path).collect();
         // More than once: a process may start another between the look and the kill.
@@ -194,20 +252,38 @@ fn rows<'a>(status: &'a Value, list: &str) -> impl Iterator<Item = &'a Value> {
 /// The cluster, when it is as it should be.
 fn whole(status: &Value, after_epoch: u64) -> Option<Cluster> {
     let cluster = rows(status, "sql").find(|cluster| cluster["name"] == CLUSTER)?;
-    let epoch = cluster["epoch"].as_u64().filter(|epoch| *epoch > after_epoch)?;
-    let primary = cluster["primary"].as_str().filter(|_| cluster["phase"] == "serving")?;
+    let epoch = cluster["epoch"]
+        .as_u64()
+        .filter(|epoch| *epoch > after_epoch)?;
+    let primary = cluster["primary"]
+        .as_str()
+        .filter(|_| cluster["phase"] == "serving")?;
     let mut primary_pid = None;
     for member in rows(cluster, "members") {
-        let fit = if member["task"] == primary { "primary" } else { "replica" };
-        let copies = if member["task"] == primary { "none" } else { "acker" };
+        let fit = if member["task"] == primary {
+            "primary"
+        } else {
+            "replica"
+        };
+        let copies = if member["task"] == primary {
+            "none"
+        } else {
+            "acker"
+        };
         if member["role"] != fit || member["acker"] != copies || member["state"] != "well" {
             return None;
         }
         if member["task"] == primary {
-            primary_pid = member["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+            primary_pid = member["pid"]
+                .as_u64()
+                .and_then(|pid| u32::try_from(pid).ok());
         }
     }
-    Some(Cluster { epoch, primary: primary.to_owned(), primary_pid: primary_pid? })
+    Some(Cluster {
+        epoch,
+        primary: primary.to_owned(),
+        primary_pid: primary_pid?,
+    })
 }
 
 /// An HTTP POST without a body that has to be answered with 200.
@@ -215,16 +291,23 @@ async fn post(address: &str, path: &str) -> anyhow::Result<()> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let exchange = async {
         let mut stream = tokio::net::TcpStream::connect(address).await?;
-        let request = format!("POST {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+        );
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
         std::io::Result::Ok(answer)
     };
-    let answer = tokio::time::timeout(ANSWER_WITHIN, exchange).await.with_context(|| format!("{address} does not answer"))?;
+    let answer = tokio::time::timeout(ANSWER_WITHIN, exchange)
+        .await
+        .with_context(|| format!("{address} does not answer"))?;
     let answer = answer.with_context(|| format!("ask {address}"))?;
     if !answer.starts_with("HTTP/1.1 200 ") {
-        bail!("{address} answered: {}", answer.lines().next().unwrap_or("nothing"));
+        bail!(
+            "{address} answered: {}",
+            answer.lines().next().unwrap_or("nothing")
+        );
     }
     Ok(())
 }

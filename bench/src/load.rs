@@ -25,8 +25,8 @@ use tokio::time::{sleep, sleep_until, timeout};
 
 use book::Book;
 pub use book::Gap;
-use pace::{Pacer, Slot};
 pub use pace::Rate;
+use pace::{Pacer, Slot};
 
 pub const CONNECTIONS: u64 = 16;
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS bench_orders (client BIGINT UNSIGNED NOT NULL, \
@@ -82,21 +82,35 @@ static NEXT_CLIENT: AtomicU64 = AtomicU64::new(1);
 impl Load {
     /// Makes the table and starts the customers, idle.
     pub async fn start(door: Door) -> anyhow::Result<Self> {
-        let opts = door.borrow().clone().context("there is no primary to start with")?;
+        let opts = door
+            .borrow()
+            .clone()
+            .context("there is no primary to start with")?;
         let mut conn = Conn::new(opts).await.context("connect to the primary")?;
-        conn.query_drop(TABLE).await.context("make the table of orders")?;
+        conn.query_drop(TABLE)
+            .await
+            .context("make the table of orders")?;
         conn.disconnect().await.context("leave the primary")?;
         let shared = Arc::new(Shared {
             pacer: Mutex::new(Pacer::new(Rate::Idle, Instant::now())),
             book: Mutex::new(Book::default()),
             phase: watch::Sender::new(Phase::Placing),
         });
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the load")?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("start the load")?;
         let thread = {
             let (shared, door) = (shared.clone(), door.clone());
-            std::thread::Builder::new().name("load".into()).spawn(move || runtime.block_on(customers(shared, door)))
+            std::thread::Builder::new()
+                .name("load".into())
+                .spawn(move || runtime.block_on(customers(shared, door)))
         };
-        Ok(Self { shared, door, thread: Some(thread.context("start the load's thread")?) })
+        Ok(Self {
+            shared,
+            door,
+            thread: Some(thread.context("start the load's thread")?),
+        })
     }
 
     /// Gaps are counted anew from here: changing the rate is no outage.
@@ -131,7 +145,10 @@ impl Load {
         let until = Instant::now() + OVER_WITHIN;
         while lock(&self.shared.book).since_longest() < OVER_AFTER {
             if Instant::now() >= until {
-                bail!("no orders were acknowledged for {} s after the fault", OVER_WITHIN.as_secs());
+                bail!(
+                    "no orders were acknowledged for {} s after the fault",
+                    OVER_WITHIN.as_secs()
+                );
             }
             sleep(Duration::from_millis(5)).await;
         }
@@ -149,12 +166,23 @@ impl Load {
 
     /// Counts the acknowledged orders that the primary does not have. The load must be idle.
     pub async fn lost(&self) -> anyhow::Result<u64> {
-        let opts = self.door.borrow().clone().context("there is no primary to ask")?;
+        let opts = self
+            .door
+            .borrow()
+            .clone()
+            .context("there is no primary to ask")?;
         let mut conn = Conn::new(opts).await.context("connect to the primary")?;
         let mut lost = 0;
-        for (client, acknowledged) in lock(&self.shared.book).by_client() {
-            let query = format!("SELECT COUNT(*) FROM bench_orders WHERE client = {client} AND seq <= {acknowledged}");
-            let kept: u64 = conn.query_first(query).await.context("count the orders")?.unwrap_or(0);
+        let by_client = lock(&self.shared.book).by_client();
+        for (client, acknowledged) in by_client {
+            let query = format!(
+                "SELECT COUNT(*) FROM bench_orders WHERE client = {client} AND seq <= {acknowledged}"
+            );
+            let kept: u64 = conn
+                .query_first(query)
+                .await
+                .context("count the orders")?
+                .unwrap_or(0);
             lost += acknowledged.saturating_sub(kept);
         }
         conn.disconnect().await.context("leave the primary")?;
@@ -216,7 +244,12 @@ async fn place(conn: &mut Option<Conn>, door: &mut Door, sql: &str) -> Result<()
             Some(open) => open,
             None => {
                 // The sender lives as long as the measurement.
-                let opts = door.wait_for(Option::is_some).await.map_err(|_| Failed)?.clone().ok_or(Failed)?;
+                let opts = door
+                    .wait_for(Option::is_some)
+                    .await
+                    .map_err(|_| Failed)?
+                    .clone()
+                    .ok_or(Failed)?;
                 conn.insert(Conn::new(opts).await.map_err(|_| Failed)?)
             }
         };

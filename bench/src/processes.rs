@@ -5,6 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// In which /proc counts CPU time: part of Linux's interface, whatever the kernel's own tick is.
+const TICKS_PER_SECOND: f64 = 100.0;
+
 /// A process at one moment.
 #[derive(Debug, Clone)]
 pub struct Process {
@@ -38,9 +41,13 @@ impl Process {
         let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid)).ok()?;
         let kib = |field: &str| -> f64 {
             let line = text.lines().find_map(|line| line.strip_prefix(field));
-            line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0.0)
+            line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
+                .unwrap_or(0.0)
         };
-        Some(Memory { pss_kib: kib("Pss:"), private_kib: kib("Private_Clean:") + kib("Private_Dirty:") })
+        Some(Memory {
+            pss_kib: kib("Pss:"),
+            private_kib: kib("Private_Clean:") + kib("Private_Dirty:"),
+        })
     }
 }
 
@@ -49,10 +56,18 @@ pub fn of(marks: &[&Path]) -> BTreeMap<u32, Process> {
     let all = all();
     let named = |process: &&Process| {
         let mut words = process.argv.iter();
-        words.any(|word| marks.iter().any(|mark| word.contains(&*mark.to_string_lossy())))
+        words.any(|word| {
+            marks
+                .iter()
+                .any(|mark| word.contains(&*mark.to_string_lossy()))
+        })
     };
     let own = std::process::id();
-    let mut ours: BTreeSet<u32> = all.values().filter(named).map(|process| process.pid).collect();
+    let mut ours: BTreeSet<u32> = all
+        .values()
+        .filter(named)
+        .map(|process| process.pid)
+        .collect();
     ours.remove(&own);
     loop {
         let children: Vec<u32> = all
@@ -65,7 +80,9 @@ pub fn of(marks: &[&Path]) -> BTreeMap<u32, Process> {
         }
         ours.extend(children);
     }
-    all.into_iter().filter(|(pid, _)| ours.contains(pid)).collect()
+    all.into_iter()
+        .filter(|(pid, _)| ours.contains(pid))
+        .collect()
 }
 
 fn all() -> BTreeMap<u32, Process> {
@@ -92,19 +109,22 @@ fn read(pid: u32) -> Option<Process> {
 /// The words of its command line.
 pub fn argv(pid: u32) -> Option<Vec<String>> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let words = line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+    let words = line
+        .split(|byte| *byte == 0)
+        .map(|word| String::from_utf8_lossy(word).into_owned());
     Some(words.filter(|word| !word.is_empty()).collect())
 }
 
 /// The value of `--NAME=VALUE` on a process's command line.
 pub fn option_of(pid: u32, name: &str) -> Option<PathBuf> {
     let prefix = format!("--{name}=");
-    argv(pid)?.iter().find_map(|word| word.strip_prefix(&prefix).map(PathBuf::from))
+    argv(pid)?
+        .iter()
+        .find_map(|word| word.strip_prefix(&prefix).map(PathBuf::from))
 }
 
 fn time(ticks: u64) -> Duration {
-    let per_second = rustix::param::clock_ticks_per_second().max(1);
-    Duration::from_secs_f64(ticks as f64 / per_second as f64)
+    Duration::from_secs_f64(ticks as f64 / TICKS_PER_SECOND)
 }
 
 #[cfg(test)]
@@ -115,7 +135,10 @@ mod tests {
     #[test]
     fn a_process_and_its_children_are_found_and_weighed() {
         let mark = format!("/nowhere/bench-mark-{}", std::process::id());
-        let mut child = std::process::Command::new("sh").args(["-c", "sleep 60; true", &mark]).spawn().unwrap();
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "sleep 60; true", &mark])
+            .spawn()
+            .unwrap();
         let until = std::time::Instant::now() + Duration::from_secs(10);
         let found = loop {
             let found = of(&[Path::new(&mark)]);
@@ -133,6 +156,9 @@ mod tests {
         assert_eq!(programs, ["sh", "sleep"]);
         let me = read(std::process::id()).unwrap();
         let memory = me.memory().unwrap();
-        assert!(memory.pss_kib > 100.0 && memory.private_kib > 100.0, "{memory:?}");
+        assert!(
+            memory.pss_kib > 100.0 && memory.private_kib > 100.0,
+            "{memory:?}"
+        );
     }
 }

@@ -23,8 +23,15 @@ impl Programs {
         let beside = |name: &str| {
             let path = folder.join(name);
             if !path.is_file() {
-                let release = if folder.ends_with("release") { "--release " } else { "" };
-                bail!("{} is missing; build it with: cargo build {release}-p homeostat -p shop", path.display());
+                let release = if folder.ends_with("release") {
+                    "--release "
+                } else {
+                    ""
+                };
+                bail!(
+                    "{} is missing; build it with: cargo build {release}-p homeostat -p shop",
+                    path.display()
+                );
             }
             Ok(path)
         };
@@ -33,7 +40,10 @@ impl Programs {
             shop: beside("shop")?,
             mariadbd: installed("mariadbd")?,
             install: installed("mariadb-install-db")?,
-            profile: folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+            profile: folder
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default(),
         })
     }
 }

@@ -111,9 +111,15 @@ mod tests {
     fn quantiles_are_of_the_sample() {
         assert!(Distribution::of([]).is_none());
         let one = up_to(1);
-        assert_eq!((one.best(), one.median(), one.p95(), one.worst()), (1.0, 1.0, 1.0, 1.0));
+        assert_eq!(
+            (one.best(), one.median(), one.p95(), one.worst()),
+            (1.0, 1.0, 1.0, 1.0)
+        );
         let even = up_to(20);
-        assert_eq!((even.median(), even.p95(), even.worst()), (10.5, 19.0, 20.0));
+        assert_eq!(
+            (even.median(), even.p95(), even.worst()),
+            (10.5, 19.0, 20.0)
+        );
         assert_eq!(up_to(5).median(), 3.0);
     }
 

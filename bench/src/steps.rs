@@ -20,7 +20,10 @@ struct Step {
 
 impl Steps {
     pub fn add(&mut self, what: &str, at_ms: f64, took_ms: Option<f64>) {
-        self.0.entry(what.to_owned()).or_default().push(Step { at_ms, took_ms });
+        self.0
+            .entry(what.to_owned())
+            .or_default()
+            .push(Step { at_ms, took_ms });
     }
 
     /// The steps of a change as `homeostat why CLUSTER --json` tells them in `last_change`. Of a step that was repeated
@@ -39,10 +42,18 @@ impl Steps {
 
     /// In the order in which they usually end, for people.
     pub fn table(&self) -> String {
-        let mut text = format!("    {:>9}  {:>9}  {:>9}  {:>4}\n", "over at", "took", "worst", "n");
+        let mut text = format!(
+            "    {:>9}  {:>9}  {:>9}  {:>4}\n",
+            "over at", "took", "worst", "n"
+        );
         for (what, at, took) in self.rows() {
             let (median, worst) = took
-                .map(|took| (format!("{:.1}", took.median()), format!("{:.1}", took.worst())))
+                .map(|took| {
+                    (
+                        format!("{:.1}", took.median()),
+                        format!("{:.1}", took.worst()),
+                    )
+                })
                 .unwrap_or_default();
             text.push_str(&format!(
                 "    {:>9.1}  {median:>9}  {worst:>9}  {:>4}  {what}\n",
@@ -85,7 +96,11 @@ fn roles(change: &Value) -> Vec<(String, &'static str)> {
     let mut roles: Vec<(String, &'static str)> = Vec::new();
     roles.extend(name("primary").map(|name| (name, "NEW")));
     roles.extend(name("primary_before").map(|name| (name, "OLD")));
-    for member in change["others"].as_object().into_iter().flat_map(|others| others.keys()) {
+    for member in change["others"]
+        .as_object()
+        .into_iter()
+        .flat_map(|others| others.keys())
+    {
         if !roles.iter().any(|(known, _)| known == member) {
             roles.push((member.clone(), "OTHER"));
         }
@@ -107,7 +122,10 @@ fn plain(what: &str, roles: &[(String, &'static str)]) -> String {
         (None, _) => String::new(),
     };
     let is_number = |word: &str| !word.is_empty() && word.chars().all(|c| c.is_ascii_digit());
-    let words: Vec<&str> = kept.split(' ').map(|word| if is_number(word) { "N" } else { word }).collect();
+    let words: Vec<&str> = kept
+        .split(' ')
+        .map(|word| if is_number(word) { "N" } else { word })
+        .collect();
     words.join(" ")
 }
 
@@ -132,7 +150,11 @@ mod tests {
         let mut steps = Steps::default();
         steps.add_change(&change("db-0", "db-1", "db-2", 2));
         steps.add_change(&change("db-1", "db-2", "db-0", 3));
-        let rows: Vec<(String, usize)> = steps.rows().iter().map(|row| (row.0.to_owned(), row.1.count())).collect();
+        let rows: Vec<(String, usize)> = steps
+            .rows()
+            .iter()
+            .map(|row| (row.0.to_owned(), row.1.count()))
+            .collect();
         let expect = [
             ("record: epoch N begins, nobody holds it yet", 2),
             ("fence proved", 2),

@@ -60,13 +60,19 @@ impl Book {
     }
 
     pub(super) fn open(&mut self) {
-        self.window = Window { errors_before: self.errors, ..Window::default() };
+        self.window = Window {
+            errors_before: self.errors,
+            ..Window::default()
+        };
     }
 
     /// A gap that goes on counts with the length it has.
     pub(super) fn close(&self, now: Instant) -> Gap {
         let going_on = self.last.map_or(Duration::ZERO, |last| now - last);
-        Gap { longest: self.window.longest.max(going_on), errors: self.errors - self.window.errors_before }
+        Gap {
+            longest: self.window.longest.max(going_on),
+            errors: self.errors - self.window.errors_before,
+        }
     }
 
     pub(super) fn since_longest(&self) -> u64 {
@@ -102,9 +108,16 @@ mod tests {
         book.acknowledge(2, 2, start + 700 * MS);
         book.acknowledge(1, 3, start + 705 * MS);
         assert_eq!(book.since_longest(), 2);
-        let gap = Gap { longest: 190 * MS, errors: 1 };
+        let gap = Gap {
+            longest: 190 * MS,
+            errors: 1,
+        };
         assert_eq!(book.close(start + 710 * MS), gap);
-        assert_eq!(book.close(start + 1000 * MS).longest, 295 * MS, "one that goes on counts");
+        assert_eq!(
+            book.close(start + 1000 * MS).longest,
+            295 * MS,
+            "one that goes on counts"
+        );
         book.forget_last();
         assert_eq!(book.close(start + 2000 * MS), gap);
         assert_eq!(book.by_client(), BTreeMap::from([(1, 3), (2, 2)]));

@@ -41,7 +41,11 @@ impl Pacer {
             Rate::PerSecond(per_second) => {
                 let slot = self.next.max(now.checked_sub(CATCH_UP).unwrap_or(now));
                 self.next = slot + Duration::from_secs_f64(1.0 / per_second);
-                if slot <= now { Slot::Now } else { Slot::At(slot) }
+                if slot <= now {
+                    Slot::Now
+                } else {
+                    Slot::At(slot)
+                }
             }
         }
     }
@@ -61,7 +65,9 @@ mod tests {
         assert_eq!(pacer.reserve(start), Slot::At(start + 10 * MS));
         assert_eq!(pacer.reserve(start), Slot::At(start + 20 * MS));
         let later = start + 10_000 * MS;
-        let at_once = (0..100).take_while(|_| pacer.reserve(later) == Slot::Now).count();
+        let at_once = (0..100)
+            .take_while(|_| pacer.reserve(later) == Slot::Now)
+            .count();
         assert_eq!(at_once, 6, "five late ones, and the one that is due");
     }
 }

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use homeostat_api::PROTOCOL;
 use homeostat_api::v1::{
     AgentHello, AgentSynced, CallDone, CallTask, FromAgent, Resources, StartTask, TaskEvent, ToAgent, from_agent,
     to_agent,
 };
-use homeostat_model::{CellIdentity, CellLayout, Generation, LocalMachine, MachineLayout, MachineName, TaskName, TaskState};
+use homeostat_model::{CellIdentity, CellLayout, LocalMachine, MachineLayout, MachineName, TaskName, TaskState};
 use homeostat_supervisor::launch::LaunchFile;
 use homeostat_supervisor::process;
 use homeostat_supervisor::protocol::{Answer, Event, Hello, Message, Phase, Process, Request, Verb};
@@ -19,14 +19,16 @@ use rustix::fs::FlockOperation;
 use tokio::sync::mpsc;
 
 use crate::forwarder::Forwarder;
-use crate::prepare::{Preparing, make_folder};
-use crate::supervised::{bury, connect, inventory, spawn};
+use crate::prepare::{Preparing, make_folder, write_private};
+use crate::supervised::{Found, bury, connect, inventory, spawn};
 use crate::talk::Patience;
 use crate::wake::Wake;
 use crate::{AgentError, link};
 
 /// Wake-ups that may wait for the loop.
 const QUEUE: usize = 4096;
+/// It cuts off what is open at once, so this is generous. Shorter than the controller's patience with this agent.
+const FORWARDER_ENDS_WITHIN: Duration = Duration::from_secs(2);
 
 pub struct AgentOptions {
     pub cell: CellIdentity,
@@ -56,7 +58,7 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
     let (wakes, mut queue) = mpsc::channel(QUEUE);
     let mut agent = Agent::new(options, machine, layout, wakes.clone());
     agent.find_tasks();
-    agent.forwarder.start(&wakes)?;
+    agent.forwarder.start(&wakes);
     tokio::spawn(link::keep(agent.options.layout.socket(), wakes.clone()));
     tokio::spawn(terminate(wakes));
     while let Some(wake) = queue.recv().await {
@@ -162,12 +164,8 @@ impl Agent {
 
     /// Takes over what an earlier agent left.
     fn find_tasks(&mut self) {
-        for launch in inventory(&self.layout) {
-            let task = launch.task.clone();
-            self.hold(launch, Patience::ShouldListen);
-            if let Some(held) = self.tasks.get_mut(&task) {
-                held.state = TaskState::Starting;
-            }
+        for (launch, patience) in inventory(&self.layout) {
+            self.hold(launch, patience);
         }
     }
 
@@ -195,21 +193,21 @@ impl Agent {
         match wake {
             Wake::Linked(sender) => self.linked(sender),
             Wake::Unlinked => self.controller = None,
-            Wake::Order(order) => return self.order(order),
+            Wake::Order(order) => return self.order(*order),
             Wake::Supervisor { task, connection, message } => self.heard(&task, connection, message),
             Wake::SupervisorGone { task, connection } => self.gone(&task, connection),
-            Wake::Buried { task, generation, state } => self.buried(&task, generation, state),
+            Wake::Buried { task, connection, found } => match found {
+                Found::Ended(state) => self.buried(&task, connection, state),
+                Found::Lives => self.reconnect(&task, connection),
+            },
             Wake::Forwarder(message) => {
                 let report = self.forwarder.heard(message);
                 for report in report {
                     self.send(from_agent::Message::Forwarder(report));
                 }
             }
-            Wake::ForwarderGone => {
-                if let Err(error) = self.forwarder.start(&self.wakes) {
-                    eprintln!("cannot start the endpoint forwarder: {}", error.line());
-                }
-            }
+            Wake::ForwarderGone if self.forwarder.is_ending() => return Flow::End,
+            Wake::ForwarderGone => self.forwarder.start(&self.wakes),
             Wake::Terminate => return Flow::End,
         }
         Flow::Go
@@ -228,6 +226,11 @@ impl Agent {
 
     fn linked(&mut self, sender: mpsc::Sender<FromAgent>) {
         self.controller = Some(sender);
+        // What an earlier link asked for was given up when it ended; the numbers of its calls may be used again.
+        for held in self.tasks.values_mut() {
+            held.calls.clear();
+            held.next = None;
+        }
         let capacity = self.machine.spec.capacity;
         self.send(from_agent::Message::Hello(AgentHello {
             protocol: PROTOCOL,
@@ -278,6 +281,10 @@ impl Agent {
     // ---- from the controller
 
     fn order(&mut self, order: ToAgent) -> Flow {
+        if self.controller.is_none() {
+            // Of a leader that is not obeyed, or of a link that was given up: nobody would hear the answer.
+            return Flow::Go;
+        }
         let id = order.id;
         let result = match order.message {
             None => Err(AgentError::BadOrder("it is empty".into())),
@@ -303,13 +310,23 @@ impl Agent {
                 Ok(Vec::new())
             }
             Some(to_agent::Message::Forget(forget)) => self.forget(&forget.task),
-            Some(to_agent::Message::Shutdown(_)) => {
-                self.forwarder.stop();
-                self.done(id, Ok(Vec::new()));
-                return Flow::End;
-            }
+            Some(to_agent::Message::Shutdown(_)) => return self.shut_down(),
         };
         self.done(id, result);
+        Flow::Go
+    }
+
+    /// The agent ends with its forwarder; that its stream closes is the answer. It gives up on a forwarder that does not
+    /// listen: the warden must not have to wait for it.
+    fn shut_down(&mut self) -> Flow {
+        if !self.forwarder.stop() {
+            return Flow::End;
+        }
+        let wakes = self.wakes.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(FORWARDER_ENDS_WITHIN).await;
+            drop(wakes.send(Wake::Terminate).await);
+        });
         Flow::Go
     }
 
@@ -320,8 +337,7 @@ impl Agent {
         }
         if term > self.highest_term {
             self.highest_term = term;
-            let path = self.layout.state.join("term");
-            std::fs::write(&path, term.to_string()).map_err(|error| AgentError::io("cannot write", &path, error))?;
+            write_private(&self.layout.state.join("term"), term.to_string().as_bytes())?;
         }
         Ok(Vec::new())
     }
@@ -362,7 +378,12 @@ impl Agent {
     /// Whether the task's end is known but its supervisor not yet out of the way.
     fn must_wait(&self, order: &StartTask) -> bool {
         name(&order.task).ok().and_then(|task| self.tasks.get(&task)).is_some_and(|held| {
-            over(&held.state) && held.grave != Grave::Closed && order.generation >= held.launch.generation.0
+            let ends = match held.grave {
+                Grave::Alive => over(&held.state),
+                Grave::Digging => true,
+                Grave::Closed => false,
+            };
+            ends && order.generation >= held.launch.generation.0
         })
     }
 
@@ -410,9 +431,14 @@ impl Agent {
         if held.grave != Grave::Closed {
             return Err(AgentError::StillRuns(task));
         }
-        let run = held.launch.run.clone();
+        let run = &held.launch.run;
+        match std::fs::remove_dir_all(run) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(AgentError::io("cannot remove", run, error));
+            }
+            Ok(()) | Err(_) => {}
+        }
         self.tasks.remove(&task);
-        std::fs::remove_dir_all(&run).map_err(|error| AgentError::io("cannot remove", &run, error))?;
         Ok(Vec::new())
     }
 
@@ -424,12 +450,24 @@ impl Agent {
             Message::Hello(hello) => {
                 if !is_same(&hello, &held.launch) {
                     eprintln!("{task}: somebody else answers at its socket: {hello:?}");
-                    held.requests = None;
+                    // An earlier placement that was believed to be gone is in the way of this one.
+                    if let Some(requests) = held.requests.take()
+                        && hello.task == held.launch.task
+                        && hello.generation < held.launch.generation
+                        && requests.try_send(Request { id: 0, verb: Verb::Kill }).is_err()
+                    {
+                        eprintln!("{task}: the earlier supervisor cannot be told to end");
+                    }
                     return;
                 }
+                held.grave = Grave::Alive;
                 held.supervisor = Some(hello.supervisor);
                 held.state = state_of(&hello.phase);
+                let refused = if over(&held.state) { None } else { held.next.take() };
                 self.report(task);
+                if let Some((id, _)) = refused {
+                    self.done(id, Err(AgentError::StillRuns(task.clone())));
+                }
             }
             Message::Event(Event::Phase { phase }) => {
                 held.state = state_of(&phase);
@@ -455,40 +493,33 @@ impl Agent {
         let Some(held) = self.tasks.get_mut(task).filter(|held| held.connection == connection) else { return };
         held.requests = None;
         held.service_event.clear();
+        held.grave = Grave::Digging;
         let calls = std::mem::take(&mut held.calls);
         let (run, generation) = (held.launch.run.clone(), held.launch.generation);
-        let alive = held.supervisor.is_some_and(process::alive);
         for (_, call) in calls {
             self.done(call, Err(AgentError::Unreachable(task.clone())));
         }
         self.report(task);
-        if alive {
-            // It closed the connection and lives: speak to it again.
-            self.reconnect(task);
-            return;
-        }
-        if let Some(held) = self.tasks.get_mut(task) {
-            held.grave = Grave::Digging;
-        }
         let (wakes, task) = (self.wakes.clone(), task.clone());
         tokio::task::spawn_blocking(move || {
-            let state = bury(&run, generation);
-            drop(wakes.blocking_send(Wake::Buried { task, generation, state }));
+            let found = bury(&run, generation);
+            drop(wakes.blocking_send(Wake::Buried { task, connection, found }));
         });
     }
 
-    fn reconnect(&mut self, task: &TaskName) {
+    /// A supervisor that only closed the connection, or was slow to listen, is spoken to again.
+    fn reconnect(&mut self, task: &TaskName, before: u64) {
         let connection = self.number();
         let wakes = self.wakes.clone();
-        if let Some(held) = self.tasks.get_mut(task) {
+        if let Some(held) = self.tasks.get_mut(task).filter(|held| held.connection == before) {
             held.connection = connection;
             held.requests =
-                Some(connect(task.clone(), connection, &held.launch.run, Patience::JustStarted, wakes));
+                Some(connect(task.clone(), connection, &held.launch.run, Patience::ShouldListen, wakes));
         }
     }
 
-    fn buried(&mut self, task: &TaskName, generation: Generation, state: TaskState) {
-        let Some(held) = self.tasks.get_mut(task).filter(|held| held.launch.generation == generation) else { return };
+    fn buried(&mut self, task: &TaskName, connection: u64, state: TaskState) {
+        let Some(held) = self.tasks.get_mut(task).filter(|held| held.connection == connection) else { return };
         held.supervisor = None;
         held.grave = Grave::Closed;
         held.state = state;

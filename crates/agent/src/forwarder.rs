@@ -6,6 +6,7 @@ use std::fs::OpenOptions;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use homeostat_api::v1::{EndpointTarget, ForwarderReport, OnChange as WireOnChange};
 use homeostat_model::{CellLayout, Epoch, LocalMachine, MachineLayout, RecordVersion, ServiceName};
@@ -21,6 +22,8 @@ use crate::wake::Wake;
 
 /// How long open connections may go on after the cell went down.
 const DRAIN_MS: u64 = 0;
+/// Pause before the forwarder is started again when it could not be.
+const AGAIN: Duration = Duration::from_secs(1);
 
 pub(crate) struct Forwarder {
     program: PathBuf,
@@ -60,20 +63,28 @@ impl Forwarder {
     }
 
     /// Starts the forwarder, unless one listens (of two started at once one ends by itself: the run folder is locked), and
-    /// talks to it.
-    pub(crate) fn start(&mut self, wakes: &mpsc::Sender<Wake>) -> Result<(), AgentError> {
+    /// talks to it. What fails is tried again after a pause.
+    pub(crate) fn start(&mut self, wakes: &mpsc::Sender<Wake>) {
         self.requests = None;
         self.pid = 0;
         if self.ending == Ending::Yes {
-            return Ok(());
+            return;
         }
         let socket = self.run.join(SOCKET);
-        if UnixStream::connect(&socket).is_err() {
-            self.spawn()?;
+        if UnixStream::connect(&socket).is_err()
+            && let Err(error) = self.spawn()
+        {
+            eprintln!("cannot start the endpoint forwarder: {}", error.line());
+            let wakes = wakes.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(AGAIN).await;
+                // The agent may have ended.
+                drop(wakes.send(Wake::ForwarderGone).await);
+            });
+            return;
         }
         self.requests = Some(talk(socket, Patience::JustStarted, wakes.clone(), Wake::Forwarder, Wake::ForwarderGone));
         self.tell(self.targets.values().cloned().collect());
-        Ok(())
     }
 
     fn spawn(&self) -> Result<(), AgentError> {
@@ -112,6 +123,8 @@ impl Forwarder {
             && requests.try_send(Request { id: self.next_id, verb }).is_err()
         {
             eprintln!("the endpoint forwarder does not keep up");
+            // Ends the conversation; the next one begins with all targets, so none is lost.
+            self.requests = None;
         }
     }
 
@@ -173,9 +186,14 @@ impl Forwarder {
             .collect()
     }
 
-    /// Ends it with the cell.
-    pub(crate) fn stop(&mut self) {
+    /// Ends it with the cell. Says whether there is one to wait for; the order is only on its way.
+    pub(crate) fn stop(&mut self) -> bool {
         self.ending = Ending::Yes;
         self.send(Verb::Drain { within_ms: DRAIN_MS });
+        self.requests.as_ref().is_some_and(|requests| !requests.is_closed())
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending == Ending::Yes
     }
 }

@@ -1,7 +1,7 @@
 //! The stream to the controller: connects, and connects again for as long as the agent lives.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use homeostat_api::uds;
 use homeostat_api::v1::FromAgent;
@@ -15,7 +15,9 @@ use crate::wake::Wake;
 /// inventory, so nothing is lost but time.
 const QUEUE: usize = 4096;
 /// First and longest pause between two attempts. Short: an agent without a controller is a cell that cannot act.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
+/// A link that lived for this long was not a refusal.
+const GOOD: Duration = Duration::from_secs(1);
 
 /// Runs for ever (until `wakes` is closed).
 pub(crate) async fn keep(socket: PathBuf, wakes: mpsc::Sender<Wake>) {
@@ -25,18 +27,21 @@ pub(crate) async fn keep(socket: PathBuf, wakes: mpsc::Sender<Wake>) {
         let (sender, outgoing) = mpsc::channel::<FromAgent>(QUEUE);
         let mut client = AgentsClient::new(channel.clone());
         if let Ok(reply) = client.link(ReceiverStream::new(outgoing)).await {
-            pause = PAUSE.0;
+            let began = Instant::now();
             if wakes.send(Wake::Linked(sender)).await.is_err() {
                 return;
             }
             let mut orders = reply.into_inner();
             while let Ok(Some(order)) = orders.message().await {
-                if wakes.send(Wake::Order(order)).await.is_err() {
+                if wakes.send(Wake::Order(Box::new(order))).await.is_err() {
                     return;
                 }
             }
             if wakes.send(Wake::Unlinked).await.is_err() {
                 return;
+            }
+            if began.elapsed() > GOOD {
+                pause = PAUSE.0;
             }
         }
         tokio::time::sleep(pause).await;

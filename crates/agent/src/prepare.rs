@@ -212,7 +212,7 @@ pub(crate) fn make_folder(path: &Path, mode: u32) -> Result<(), AgentError> {
 }
 
 /// Replaces a file by one of mode 0600, whole or not at all.
-fn write_private(path: &Path, content: &[u8]) -> Result<(), AgentError> {
+pub(crate) fn write_private(path: &Path, content: &[u8]) -> Result<(), AgentError> {
     let fail = |error| AgentError::io("cannot write", path, error);
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");

@@ -1,6 +1,7 @@
 //! Finding, starting, hearing and burying supervisors.
 
 use std::fs::{File, OpenOptions};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -14,7 +15,7 @@ use homeostat_supervisor::run::{ExitFile, RunError, SOCKET};
 use tokio::sync::mpsc;
 
 use crate::AgentError;
-use crate::talk::{Patience, talk};
+use crate::talk::{LISTEN_WITHIN, Patience, talk};
 use crate::wake::Wake;
 
 /// First and longest pause between two attempts to bury a task.
@@ -56,13 +57,29 @@ pub(crate) fn detached(program: &Path, arguments: &[&str], log: File) -> std::io
     Ok(())
 }
 
-/// The launch files of every task this machine was given and has not forgotten.
-pub(crate) fn inventory(layout: &MachineLayout) -> Vec<LaunchFile> {
+/// The launch files of every task this machine was given and has not forgotten, and whether their supervisors may still
+/// be on their way: an agent that starts one and dies leaves no other trace of it.
+pub(crate) fn inventory(layout: &MachineLayout) -> Vec<(LaunchFile, Patience)> {
     let Ok(entries) = std::fs::read_dir(layout.tasks_run()) else { return Vec::new() };
-    let mut found: Vec<LaunchFile> =
-        entries.flatten().filter_map(|entry| LaunchFile::load(&entry.path()).ok().flatten()).collect();
-    found.sort_by(|a, b| a.task.cmp(&b.task));
+    let mut found = Vec::new();
+    for folder in entries.flatten().map(|entry| entry.path()) {
+        match LaunchFile::load(&folder) {
+            Ok(Some(launch)) => found.push((launch, patience(&folder))),
+            Ok(None) => {}
+            Err(error) => eprintln!("a task is left alone, its launch file is of no use: {error}"),
+        }
+    }
+    found.sort_by(|(a, _), (b, _)| a.task.cmp(&b.task));
     found
+}
+
+fn patience(run: &Path) -> Patience {
+    let written = std::fs::metadata(run.join(homeostat_supervisor::launch::FILE)).and_then(|file| file.modified());
+    match written.map(|at| at.elapsed()) {
+        // In the future: the clock was set back.
+        Ok(Ok(age)) if age > LISTEN_WITHIN => Patience::ShouldListen,
+        Ok(Ok(_) | Err(_)) | Err(_) => Patience::JustStarted,
+    }
 }
 
 /// Talks to one supervisor until the connection ends. The caller gets everything as [`Wake`]s.
@@ -78,20 +95,56 @@ pub(crate) fn connect(
     talk(run.join(SOCKET), patience, wakes, heard, gone)
 }
 
-/// After the end of a supervisor: makes sure that nothing of the task runs any more, then says how it ended. Blocks until
-/// that is certain, however long it takes: a task of which something may still run is never called ended.
-pub(crate) fn bury(run: &Path, generation: Generation) -> TaskState {
+/// What became of a task whose supervisor cannot be spoken to.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// Nothing of it runs any more; it ended so.
+    Ended(TaskState),
+    /// A supervisor is there and listens.
+    Lives,
+}
+
+/// After the end of a conversation with a supervisor: makes sure that nothing of the task runs any more, then says how it
+/// ended. Blocks until that is certain, however long it takes: a task of which something may still run is never called
+/// ended. Unless there is a supervisor after all: one that was slow to listen, or cut the connection.
+pub(crate) fn bury(run: &Path, generation: Generation) -> Found {
     let mut pause = DIG.0;
     while let Err(error) = kill_leftovers(run) {
         // Its socket closes a moment before its lock is free.
         if !matches!(error, LeftoverError::Run(RunError::Locked { .. })) {
             eprintln!("cannot verify that everything of {} is gone: {error}", run.display());
+        } else if UnixStream::connect(run.join(SOCKET)).is_ok() {
+            return Found::Lives;
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(DIG.1);
     }
-    match ExitFile::load(run) {
+    Found::Ended(match ExitFile::load(run) {
         Ok(Some(exit)) if exit.generation == generation => TaskState::Exited { cause: exit.cause },
         Ok(Some(_) | None) | Err(_) => TaskState::Lost,
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use homeostat_supervisor::run::RunLock;
+
+    use super::*;
+
+    #[test]
+    fn a_supervisor_that_listens_after_all_is_not_buried() {
+        let run = tempfile::tempdir().unwrap();
+        let _alive = RunLock::take(run.path()).unwrap();
+        let _listens = UnixListener::bind(run.path().join(SOCKET)).unwrap();
+        assert!(matches!(bury(run.path(), Generation(1)), Found::Lives));
+    }
+
+    #[test]
+    fn what_left_no_word_is_lost() {
+        let run = tempfile::tempdir().unwrap();
+        assert!(matches!(bury(run.path(), Generation(1)), Found::Ended(TaskState::Lost)));
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use crate::wake::Wake;
 
 /// How long a process that was just started may take until it listens, and how often the agent looks.
-const LISTEN_WITHIN: Duration = Duration::from_secs(5);
+pub(crate) const LISTEN_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// Requests that may wait.
 const QUEUE: usize = 64;

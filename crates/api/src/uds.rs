@@ -39,15 +39,25 @@ pub fn listen(socket: &Path) -> io::Result<impl Stream<Item = io::Result<UnixStr
                 format!("somebody already listens at {}", socket.display()),
             ));
         }
-        Err(_) => match std::fs::remove_file(socket) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        },
+        Err(_) => remove_dead(socket)?,
     }
     let listener = UnixListener::bind(socket)?;
     std::fs::set_permissions(socket, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     Ok(async_accept(listener))
+}
+
+/// Removes a socket that nobody listens at, and nothing else.
+fn remove_dead(socket: &Path) -> io::Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    match std::fs::symlink_metadata(socket) {
+        Ok(found) if found.file_type().is_socket() => std::fs::remove_file(socket),
+        Ok(_) => Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            format!("{} is not a socket; it was left alone", socket.display()),
+        )),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 fn async_accept(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> + use<> {

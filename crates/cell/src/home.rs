@@ -204,6 +204,18 @@ fn run_folder(state: &Path) -> Result<PathBuf, HomeError> {
     Ok(run)
 }
 
+/// Lets the processes of a cell that was taken down start again.
+///
+/// # Errors
+/// When the mark cannot be removed.
+pub fn mark_up(layout: &CellLayout) -> Result<(), HomeError> {
+    let mark = layout.down_mark();
+    match fs::remove_file(&mark) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(HomeError::io("cannot remove", &mark)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// Holds a block of addresses for as long as it lives.
 #[derive(Debug)]
 pub struct BlockClaim(#[allow(dead_code)] TcpListener);

@@ -20,9 +20,6 @@ use crate::home::{HomeError, claim};
 
 /// The exit code of a process whose work is done: it is not started again, and the cell ends with it.
 pub const DONE: i32 = 10;
-/// The exit code of a process that found another one in its place.
-pub const TAKEN: i32 = 75;
-
 /// Pause before a process that ended within `SHORT_LIFE` is started again, doubled up to the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 const SHORT_LIFE: Duration = Duration::from_secs(2);
@@ -133,7 +130,7 @@ fn reap(program: &Path, layout: &CellLayout, wards: &Arc<Vec<Ward>>, living: &Li
             }
             continue;
         }
-        if began.elapsed() > SHORT_LIFE && code != Some(TAKEN) {
+        if began.elapsed() > SHORT_LIFE {
             pauses[ward] = PAUSE.0;
             start(program, layout, wards, ward, living);
             continue;

@@ -65,7 +65,7 @@ pub(crate) struct DownOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct StatusOptions {
-    /// Machine-readable; documented in docs/status.md
+    /// Machine-readable; documented in docs/src/status.md
     #[arg(long)]
     pub json: bool,
 }

@@ -3,11 +3,12 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use homeostat_agent::{AgentError, AgentOptions};
 use homeostat_cell::{home, warden};
-use homeostat_controller::{ControllerOptions, ExternalAdmin};
-use homeostat_model::{MachineName, ServiceName};
+use homeostat_controller::{ControllerError, ControllerOptions, ExternalAdmin, OpenError};
+use homeostat_model::{CellLayout, MachineName, ServiceName};
 
 /// Carries out a hidden verb; `None` when the words are something else. No argument parser, no runtime: a supervisor
 /// counts its kilobytes.
@@ -42,23 +43,61 @@ fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
+/// How often a process that found its place taken looks whether it is free.
+const STAND_BY: Duration = Duration::from_millis(100);
+
+/// Runs `once` until it has an answer. `None`: another process has its place, left by a warden that was killed; this one
+/// stands by to follow it at once, or ends with the cell.
+fn stand_by(layout: &CellLayout, mut once: impl FnMut() -> anyhow::Result<Option<i32>>) -> anyhow::Result<i32> {
+    let mut told = false;
+    loop {
+        if layout.down_mark().exists() {
+            return Ok(warden::DONE);
+        }
+        if let Some(code) = once()? {
+            return Ok(code);
+        }
+        if !told {
+            eprintln!("another process has this one's place; standing by");
+            told = true;
+        }
+        std::thread::sleep(STAND_BY);
+    }
+}
+
 fn agent(state: &Path, machine: &Path) -> anyhow::Result<i32> {
     let (cell, layout) = home::find(state)?;
     let machine = MachineName::new(text(machine))?;
-    let options = AgentOptions { cell, layout, machine, program: std::env::current_exe()? };
-    match runtime()?.block_on(homeostat_agent::run(options)) {
-        Ok(()) => Ok(warden::DONE),
-        Err(AgentError::AlreadyRunning { .. }) => Ok(warden::TAKEN),
-        Err(error) => Err(error.into()),
-    }
+    let program = std::env::current_exe()?;
+    stand_by(&layout, || {
+        let options =
+            AgentOptions { cell: cell.clone(), layout: layout.clone(), machine: machine.clone(), program: program.clone() };
+        let runtime = runtime()?;
+        let ended = runtime.block_on(homeostat_agent::run(options));
+        // A task that does not die is being buried for ever in a thread of its own: this process does not wait for it.
+        runtime.shutdown_background();
+        match ended {
+            Ok(()) => Ok(Some(warden::DONE)),
+            Err(AgentError::AlreadyRunning { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    })
 }
 
 fn controller(state: &Path, external: &[&Path]) -> anyhow::Result<i32> {
     let (identity, layout) = home::find(state)?;
-    let external = external.iter().map(|word| parse_external(&text(word))).collect::<anyhow::Result<_>>()?;
+    let external: Vec<ExternalAdmin> =
+        external.iter().map(|word| parse_external(&text(word))).collect::<anyhow::Result<_>>()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(homeostat_controller::run(ControllerOptions { identity, layout, external }))?;
-    Ok(warden::DONE)
+    stand_by(&layout, || {
+        let options =
+            ControllerOptions { identity: identity.clone(), layout: layout.clone(), external: external.clone() };
+        match runtime.block_on(homeostat_controller::run(options)) {
+            Ok(()) => Ok(Some(warden::DONE)),
+            Err(ControllerError::Open(OpenError::InUse { .. })) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    })
 }
 
 /// `SERVICE=ADMIN_SOCKET,CELL_SOCKET`.

@@ -27,9 +27,10 @@ pub(crate) async fn up(state: Option<PathBuf>, options: UpOptions) -> Result<Exi
     let file = if options.cell.is_dir() { options.cell.join("cell.star") } else { options.cell.clone() };
     let spec = read(&file)?;
     let state = state.unwrap_or_else(|| home::default_state(&spec.name));
-    let layout = start(&state, &spec, &options.external)?;
+    let start = || start(&state, &spec, &options.external);
+    let layout = start()?;
     let client = Client::new(&layout);
-    apply(&client, &layout, &spec, began + options.deadline).await?;
+    apply(&client, &layout, &spec, began + options.deadline, start).await?;
     if options.detach {
         return wait(&client, began, options.deadline).await;
     }
@@ -55,6 +56,7 @@ fn start(state: &Path, spec: &CellSpec, external: &[String]) -> Result<CellLayou
     let (_, layout) = home::make(state, &spec.name, &machines).map_err(Failure::input)?;
     if warden::lock(&layout).map_err(Failure::cell)?.is_some() {
         // The lock was free and is released here: the warden takes it for itself.
+        home::mark_up(&layout).map_err(Failure::cell)?;
         spawn_warden(&layout, external)
             .map_err(|error| Failure::cell(anyhow::anyhow!(error).context("cannot start the cell's own process")))?;
         await_warden(&layout)?;
@@ -105,8 +107,15 @@ fn tail(path: &Path) -> String {
     format!("the end of {}:\n  {}", path.display(), lines.join("\n  "))
 }
 
-/// Hands the specification to the controller, as soon as there is one.
-async fn apply(client: &Client, layout: &CellLayout, spec: &CellSpec, until: Instant) -> Result<(), Failure> {
+/// Hands the specification to the controller, as soon as there is one. `start` again: the cell may have been on its way
+/// down when it was looked at first.
+async fn apply(
+    client: &Client,
+    layout: &CellLayout,
+    spec: &CellSpec,
+    until: Instant,
+    start: impl Fn() -> Result<CellLayout, Failure>,
+) -> Result<(), Failure> {
     let spec_json = serde_json::to_string(spec).map_err(|error| Failure::bug(anyhow::anyhow!(error)))?;
     loop {
         let request = ApplyRequest { spec_json: spec_json.clone(), by: me() };
@@ -116,6 +125,7 @@ async fn apply(client: &Client, layout: &CellLayout, spec: &CellSpec, until: Ins
                 if let Some(failure) = controller_trouble(layout) {
                     return Err(failure);
                 }
+                start()?;
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             Err(status) if status.code() == tonic::Code::Unavailable => {

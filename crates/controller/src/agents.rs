@@ -1,12 +1,13 @@
 //! The agents' streams.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use homeostat_api::PROTOCOL;
 use homeostat_api::v1::agents_server::Agents;
 use homeostat_api::v1::{FromAgent, TaskEvent, ToAgent, Welcome, from_agent, to_agent};
-use homeostat_model::{MachineName, TaskState};
+use homeostat_model::{MachineName, TaskName, TaskState};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -49,14 +50,22 @@ async fn listen(core: &Core, mut stream: Streaming<FromAgent>, orders: Orders) {
     drop(orders.try_send(Ok(welcome)));
     let number = core.hub.connected(machine.clone(), hello, orders);
     core.events.add("machine", machine.as_str(), "agent connected");
+    let mut strays = BTreeSet::new();
     while let Ok(Some(FromAgent { message: Some(message) })) = stream.message().await {
         match message {
             from_agent::Message::Hello(_) => break,
+            from_agent::Message::Task(event) if !is_placed(core, &event) => {
+                // Unknown, so nothing is done about it: the store may have been restored from an older copy.
+                if strays.insert(event.task.clone()) {
+                    let text = format!("is on {machine} with generation {}, but has no such place", event.generation);
+                    core.events.add("task", event.task, text);
+                }
+            }
             from_agent::Message::Task(event) => {
                 let before = core.hub.observed(&machine, number, event.clone());
                 tell_change(core, before.as_ref(), &event);
             }
-            from_agent::Message::Done(done) => core.hub.answered(done),
+            from_agent::Message::Done(done) => core.hub.answered(&machine, number, done),
             from_agent::Message::Synced(_) => core.hub.synced(&machine, number, &core.placements.on(&machine)),
             from_agent::Message::Forwarder(report) => {
                 if !report.error.is_empty() {
@@ -87,6 +96,16 @@ fn accept(core: &Core, machine: &str, protocol: u32, highest_term: u64) -> Resul
         return Err(Status::not_found(format!("{name} is not a machine of this cell")));
     }
     Ok(name)
+}
+
+/// Whether the task has this place, or had it before its agent was asked to forget it.
+fn is_placed(core: &Core, event: &TaskEvent) -> bool {
+    let place = TaskName::new(event.task.clone()).ok().and_then(|task| core.placements.of(&task));
+    place.is_some_and(|place| {
+        place.machine.as_str() == event.machine
+            && place.service.as_str() == event.service
+            && place.generation.0 == event.generation
+    })
 }
 
 /// Tells people about starts and ends; the rest of a task's events is for its service.

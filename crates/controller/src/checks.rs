@@ -60,6 +60,11 @@ impl Checks {
         *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
     }
 
+    /// Whether they are being run.
+    pub(crate) fn run(&self) -> bool {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     pub(crate) fn stop(&self) {
         if let Some(before) = self.running.lock().unwrap_or_else(PoisonError::into_inner).take() {
             before.abort();

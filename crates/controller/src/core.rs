@@ -37,6 +37,8 @@ pub(crate) struct Core {
     pub hub: Hub,
     pub events: EventLog,
     pub placements: Placements,
+    /// One target of an endpoint is stored at a time, so that the newest one is stored last.
+    pub storing_endpoints: tokio::sync::Mutex<()>,
     applied: RwLock<Option<Arc<Applied>>>,
     ports: RwLock<BTreeMap<ServiceName, u16>>,
 }
@@ -63,12 +65,14 @@ impl Core {
             hub: Hub::new(),
             events,
             placements,
+            storing_endpoints: tokio::sync::Mutex::new(()),
             applied: RwLock::new(applied.map(Arc::new)),
             ports: RwLock::new(ports),
         };
         for item in convenience::list(&*core.store, keys::ENDPOINTS).await?.items {
             if let Ok(target) = serde_json::from_slice::<crate::handle::StoredTarget>(&item.value) {
-                core.hub.set_endpoint(target.into());
+                // Each service has one: none is older than another.
+                core.hub.set_endpoint(target.into()).unwrap_or_default();
             }
         }
         Ok(core)

@@ -1,5 +1,7 @@
 use std::path::PathBuf;
 
+use homeostat_api::Refusal;
+use homeostat_model::ServiceName;
 use homeostat_store::{OpenError, StoreError};
 
 /// Why a controller cannot start or cannot do one thing.
@@ -23,6 +25,14 @@ pub enum ControllerError {
     Superseded,
     #[error("{0}")]
     Package(String),
+    #[error(
+        "{} not in the cell file any more, but should still be up; nothing was changed: put {} back, or take the cell \
+         down first (homeostat down) and then up without {}",
+        are(.0), them(.0), them(.0)
+    )]
+    StillWanted(Vec<ServiceName>),
+    #[error("{0} was a service of another kind; nothing was changed: give the new one another name")]
+    OtherKind(ServiceName),
     #[error("{0}")]
     Operation(String),
     #[error("the server of the controller's socket failed")]
@@ -42,8 +52,30 @@ impl ControllerError {
     }
 }
 
-impl From<ControllerError> for homeostat_api::Refusal {
+impl From<ControllerError> for Refusal {
     fn from(error: ControllerError) -> Self {
-        homeostat_api::Refusal::internal(error.line())
+        let line = error.line();
+        match error {
+            ControllerError::Package(_) | ControllerError::StillWanted(_) | ControllerError::OtherKind(_) => {
+                Refusal::bad_request(line)
+            }
+            ControllerError::Open(_)
+            | ControllerError::Store(_)
+            | ControllerError::Garbled { .. }
+            | ControllerError::BadPlan(_)
+            | ControllerError::Listen { .. }
+            | ControllerError::Superseded
+            | ControllerError::Operation(_)
+            | ControllerError::Serve(_) => Refusal::internal(line),
+        }
     }
+}
+
+fn are(services: &[ServiceName]) -> String {
+    let names: Vec<&str> = services.iter().map(ServiceName::as_str).collect();
+    format!("{} {}", names.join(", "), if services.len() == 1 { "is" } else { "are" })
+}
+
+fn them(services: &[ServiceName]) -> &'static str {
+    if services.len() == 1 { "it" } else { "them" }
 }

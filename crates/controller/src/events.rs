@@ -13,6 +13,7 @@ use tokio::sync::{broadcast, mpsc};
 
 use crate::ControllerError;
 use crate::clock::unix_ms;
+use crate::core::encode;
 use crate::keys;
 
 const QUEUE: usize = 4096;
@@ -20,6 +21,8 @@ const QUEUE: usize = 4096;
 const KEEP: u64 = 20_000;
 /// Events written in one transaction (a store takes 128 operations).
 const BATCH: usize = 64;
+/// A longer detail is left out: a batch of them must fit into what a store takes at once.
+const LONGEST_DETAIL: usize = 16 * 1024;
 
 /// The stored form, version 1: fields are only added.
 #[derive(Debug, Serialize, Deserialize)]
@@ -63,6 +66,7 @@ impl EventLog {
         text: impl Into<String>,
         detail_json: String,
     ) {
+        let detail_json = if detail_json.len() > LONGEST_DETAIL { String::new() } else { detail_json };
         let event =
             Stored { at_unix_ms: unix_ms(), about: about.into(), kind: kind.into(), text: text.into(), detail_json };
         if self.queue.try_send(event).is_err() {
@@ -96,11 +100,11 @@ async fn write(
             });
         }
         let mut txn = Txn::new();
+        let mut told = Vec::with_capacity(batch.len());
         for event in batch.drain(..) {
             last += 1;
-            txn = txn.then(Op::put(keys::event(last), serde_json::to_vec(&event).unwrap_or_default()));
-            // Nobody listening is no error.
-            drop(live.send(wire(last, event)));
+            txn = txn.then(Op::put(keys::event(last), encode(&event)));
+            told.push(wire(last, event));
         }
         while last - first >= KEEP && txn.then.len() < 2 * BATCH {
             txn = txn.then(Op::delete(keys::event(first)));
@@ -108,6 +112,11 @@ async fn write(
         }
         if let Err(error) = store.txn(txn).await {
             eprintln!("events were not written: {error}");
+        }
+        // After they can be read: who subscribes and then reads what is kept misses nothing in between.
+        for event in told {
+            // Nobody listening is no error.
+            drop(live.send(event));
         }
     }
 }

@@ -14,7 +14,7 @@ use homeostat_api::v1::{
 };
 use homeostat_api::{CellHandle, Refusal, RefusalKind, TaskEvents};
 use homeostat_model::{
-    Bytes, EndpointName, MachineName, MilliCpu, PackageName, Resources, Revision, ServiceName, TaskName, Template,
+    Bytes, MachineName, MilliCpu, PackageName, Resources, Revision, ServiceName, TaskName, Template,
     Variable,
 };
 use homeostat_placement::{Apart, Assignment};
@@ -37,16 +37,37 @@ pub(crate) struct ScopedCell {
     service: ServiceName,
 }
 
+/// Whether a text of a launch may contain secrets.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Secrets {
+    Allowed,
+    Refused,
+}
+
 /// An endpoint's target as stored, version 1: fields are only added.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct StoredTarget {
-    service: EndpointName,
+    service: ServiceName,
     epoch: u64,
     version: u64,
     targets: Vec<String>,
     hold_ms: u64,
     on_change: i32,
     port: u32,
+}
+
+impl StoredTarget {
+    fn from(target: EndpointTarget, service: ServiceName) -> Self {
+        Self {
+            service,
+            epoch: target.epoch,
+            version: target.version,
+            targets: target.targets,
+            hold_ms: target.hold_ms,
+            on_change: target.on_change,
+            port: target.port,
+        }
+    }
 }
 
 impl From<StoredTarget> for EndpointTarget {
@@ -103,22 +124,34 @@ impl ScopedCell {
         start: &StartRequest,
     ) -> Result<BTreeMap<String, String>, Refusal> {
         let launch = start.launch.as_ref().ok_or_else(|| Refusal::bad_request("nothing to launch"))?;
-        let texts = launch
-            .command
-            .iter()
-            .chain(launch.env.values())
-            .chain(launch.files.values())
-            .chain(std::iter::once(&launch.keeper_json));
         let mut values = BTreeMap::new();
-        for text in texts {
-            let template = Template::parse(text).map_err(|error| Refusal::bad_request(error.to_string()))?;
-            for variable in template.variables() {
-                if let Some(value) = resolve(&self.core, &self.service, machine, variable).await? {
-                    values.insert(variable.to_string(), value);
-                }
-            }
+        // Anybody on the machine can read a command line and much can read an environment: no secrets in them.
+        for text in launch.command.iter().chain(launch.env.values()) {
+            self.add_values(machine, text, Secrets::Refused, &mut values).await?;
+        }
+        for text in launch.files.values().chain(std::iter::once(&launch.keeper_json)) {
+            self.add_values(machine, text, Secrets::Allowed, &mut values).await?;
         }
         Ok(values)
+    }
+
+    async fn add_values(
+        &self,
+        machine: &MachineName,
+        text: &str,
+        secrets: Secrets,
+        values: &mut BTreeMap<String, String>,
+    ) -> Result<(), Refusal> {
+        let template = Template::parse(text).map_err(|error| Refusal::bad_request(error.to_string()))?;
+        for variable in template.variables() {
+            if matches!(variable, Variable::Secret { .. }) && secrets == Secrets::Refused {
+                return Err(Refusal::bad_request(format!("{variable} may stand in a file only")));
+            }
+            if let Some(value) = resolve(&self.core, &self.service, machine, variable).await? {
+                values.insert(variable.to_string(), value);
+            }
+        }
+        Ok(())
     }
 
     fn package_path(&self, package: &str) -> Result<String, Refusal> {
@@ -152,7 +185,7 @@ impl ScopedCell {
 }
 
 /// What a variable stands for on `machine`, for `service`; `None`: its agent knows. Secrets may contain endpoints.
-pub(crate) async fn resolve(
+async fn resolve(
     core: &Core,
     service: &ServiceName,
     machine: &MachineName,
@@ -168,11 +201,7 @@ pub(crate) async fn resolve(
             secret(core, of, name, machine).await.map(Some)
         }
         Variable::DirOf(task) => {
-            let place = core
-                .placements
-                .of(task)
-                .ok_or_else(|| Refusal::not_found(format!("{variable}: {task} has no place yet")))?;
-            Ok(Some(core.layout.machine(&place.machine).task_data(task).display().to_string()))
+            Err(Refusal::bad_request(format!("{variable}: the folder of {task} is nobody's business but its own")))
         }
         Variable::Address
         | Variable::Port(_)
@@ -349,16 +378,16 @@ impl CellHandle for ScopedCell {
         target.port = u32::from(port);
         // Clients first: the agents are told before the disk is waited for. What is lost with a crash in between is
         // told again by the service, and forwarders keep the newest they saw.
-        self.core.hub.set_endpoint(target.clone());
-        let stored = StoredTarget {
-            service: EndpointName::new(target.service).map_err(|error| Refusal::bad_request(error.to_string()))?,
-            epoch: target.epoch,
-            version: target.version,
-            targets: target.targets,
-            hold_ms: target.hold_ms,
-            on_change: target.on_change,
-            port: target.port,
+        self.core.hub.set_endpoint(target.clone()).map_err(|(epoch, version)| {
+            let message = format!("the endpoint of {} is at epoch {epoch}, version {version} already", self.service);
+            Refusal::new(RefusalKind::Stale, message)
+        })?;
+        let _one_at_a_time = self.core.storing_endpoints.lock().await;
+        // Another call may have set a newer one meanwhile.
+        let Some(newest) = self.core.hub.endpoints().remove(self.service.as_str()) else {
+            return Err(Refusal::internal(format!("the endpoint of {} was set and is not there", self.service)));
         };
+        let stored = StoredTarget::from(newest, self.service.clone());
         convenience::put(&*self.core.store, &keys::endpoint(&self.service), encode(&stored))
             .await
             .map_err(|error| Refusal::unknown(error.to_string()))?;

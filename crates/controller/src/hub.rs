@@ -87,6 +87,8 @@ impl Hub {
         let targets = inner.endpoints.values().cloned().collect();
         let session = Session { number, hello, orders, synced: false, named: Vec::new() };
         session.order(0, to_agent::Message::Endpoints(Endpoints { targets }));
+        // What was asked over an earlier stream is answered by nobody.
+        inner.calls.retain(|_, (of, _)| *of != machine);
         inner.sessions.insert(machine, session);
         drop(inner);
         self.touch();
@@ -173,7 +175,7 @@ impl Hub {
         message: to_agent::Message,
         patience: Duration,
     ) -> Result<Vec<u8>, Refusal> {
-        let answer = {
+        let (_asked, answer) = {
             let mut inner = self.lock();
             inner.next_id += 1;
             let id = inner.next_id;
@@ -186,7 +188,7 @@ impl Hub {
             }
             let (sender, answer) = oneshot::channel();
             inner.calls.insert(id, (machine.clone(), sender));
-            answer
+            (Asked { hub: self, id }, answer)
         };
         match tokio::time::timeout(patience, answer).await {
             Ok(Ok(done)) if done.error.is_empty() => Ok(done.body),
@@ -196,8 +198,14 @@ impl Hub {
         }
     }
 
-    pub(crate) fn answered(&self, done: CallDone) {
-        if let Some((_, caller)) = self.lock().calls.remove(&done.id) {
+    /// An agent answers what it was asked itself, over the stream of `number`.
+    pub(crate) fn answered(&self, machine: &MachineName, number: u64, done: CallDone) {
+        let mut inner = self.lock();
+        let speaks = inner.sessions.get(machine).is_some_and(|session| session.number == number);
+        if !speaks || inner.calls.get(&done.id).is_none_or(|(of, _)| of != machine) {
+            return;
+        }
+        if let Some((_, caller)) = inner.calls.remove(&done.id) {
             // The caller may have given up.
             drop(caller.send(done));
         }
@@ -240,12 +248,15 @@ impl Hub {
 
     // ---- endpoints
 
-    /// Tells every agent. Lower (epoch, version) than known are ignored.
-    pub(crate) fn set_endpoint(&self, target: EndpointTarget) {
+    /// Tells every agent.
+    ///
+    /// # Errors
+    /// With the (epoch, version) that is known, when it is higher: nobody is told anything.
+    pub(crate) fn set_endpoint(&self, target: EndpointTarget) -> Result<(), (u64, u64)> {
         let mut inner = self.lock();
-        let known = inner.endpoints.get(&target.service);
-        if known.is_some_and(|known| (known.epoch, known.version) > (target.epoch, target.version)) {
-            return;
+        let known = inner.endpoints.get(&target.service).map(|known| (known.epoch, known.version));
+        if let Some(newer) = known.filter(|known| *known > (target.epoch, target.version)) {
+            return Err(newer);
         }
         for session in inner.sessions.values() {
             session.order(0, to_agent::Message::Endpoints(Endpoints { targets: vec![target.clone()] }));
@@ -253,10 +264,23 @@ impl Hub {
         inner.endpoints.insert(target.service.clone(), target);
         drop(inner);
         self.touch();
+        Ok(())
     }
 
     pub(crate) fn endpoints(&self) -> BTreeMap<String, EndpointTarget> {
         self.lock().endpoints.clone()
+    }
+}
+
+/// An order that waits for its answer; forgotten when its caller does not wait any more.
+struct Asked<'a> {
+    hub: &'a Hub,
+    id: u64,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.hub.lock().calls.remove(&self.id);
     }
 }
 
@@ -295,5 +319,121 @@ fn kind(word: &str) -> RefusalKind {
         "internal" => RefusalKind::Internal,
         // A word of a newer agent.
         _ => RefusalKind::Unknown,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn machine(name: &str) -> MachineName {
+        MachineName::new(name).unwrap()
+    }
+
+    fn connect(hub: &Hub, name: &str) -> (u64, mpsc::Receiver<Result<ToAgent, tonic::Status>>) {
+        let (orders, agent) = mpsc::channel(8);
+        (hub.connected(machine(name), AgentHello::default(), orders), agent)
+    }
+
+    fn done(id: u64) -> CallDone {
+        CallDone { id, ..CallDone::default() }
+    }
+
+    /// The id of the next order that is not about endpoints.
+    async fn asked(agent: &mut mpsc::Receiver<Result<ToAgent, tonic::Status>>) -> u64 {
+        loop {
+            let order = agent.recv().await.unwrap().unwrap();
+            if order.id != 0 {
+                return order.id;
+            }
+        }
+    }
+
+    fn shutdown() -> to_agent::Message {
+        to_agent::Message::Shutdown(homeostat_api::v1::Shutdown {})
+    }
+
+    fn of_web(task: &str) -> TaskEvent {
+        TaskEvent { task: task.into(), service: "web".into(), machine: "m1".into(), ..TaskEvent::default() }
+    }
+
+    #[tokio::test]
+    async fn only_the_agent_that_was_asked_answers_and_only_over_its_stream() {
+        let hub = Hub::new();
+        let (first, mut agent) = connect(&hub, "m1");
+        let (other, _other_agent) = connect(&hub, "m2");
+        let m1 = machine("m1");
+        let asking = hub.order(&m1, shutdown(), PATIENCE);
+        let answering = async {
+            let id = asked(&mut agent).await;
+            hub.answered(&machine("m2"), other, done(id));
+            hub.answered(&machine("m1"), first + 100, done(id));
+            assert_eq!(hub.lock().calls.len(), 1, "neither was an answer");
+            hub.answered(&machine("m1"), first, done(id));
+        };
+        let (answer, ()) = tokio::join!(asking, answering);
+        answer.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_order_that_nobody_waits_for_is_forgotten() {
+        let hub = Hub::new();
+        let (_, _agent) = connect(&hub, "m1");
+        let late = hub.order(&machine("m1"), shutdown(), PATIENCE).await.unwrap_err();
+        assert_eq!(late.kind, RefusalKind::Unknown);
+        assert!(hub.lock().calls.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_new_stream_ends_the_calls_of_the_one_before() {
+        let hub = Hub::new();
+        let (_, mut agent) = connect(&hub, "m1");
+        let m1 = machine("m1");
+        let asking = hub.order(&m1, shutdown(), PATIENCE);
+        let reconnecting = async {
+            asked(&mut agent).await;
+            connect(&hub, "m1")
+        };
+        let (answer, _again) = tokio::join!(asking, reconnecting);
+        assert_eq!(answer.unwrap_err().kind, RefusalKind::Unknown);
+    }
+
+    #[tokio::test]
+    async fn a_watcher_that_does_not_keep_up_is_dropped_and_gets_a_fresh_snapshot() {
+        let hub = Hub::new();
+        let (number, _agent) = connect(&hub, "m1");
+        let m1 = machine("m1");
+        let mut slow = hub.watch("web", &[], 1);
+        for round in 0..10 {
+            hub.observed(&m1, number, TaskEvent { generation: round, ..of_web("web-0") });
+        }
+        while slow.recv().await.is_some() {}
+        let placed = [(TaskName::new("web-0").unwrap(), m1, 9)];
+        let mut fresh = hub.watch("web", &placed, 1);
+        assert_eq!(fresh.recv().await.unwrap().generation, 9);
+        assert!(fresh.recv().await.unwrap().synced);
+    }
+
+    #[tokio::test]
+    async fn words_of_an_ended_stream_are_not_heard() {
+        let hub = Hub::new();
+        let (old, _agent) = connect(&hub, "m1");
+        let (_, _again) = connect(&hub, "m1");
+        hub.observed(&machine("m1"), old, of_web("web-0"));
+        hub.disconnected(&machine("m1"), old);
+        assert!(hub.tasks().is_empty());
+        assert!(hub.agent(&machine("m1")).is_some());
+    }
+
+    #[test]
+    fn an_older_endpoint_is_refused() {
+        let hub = Hub::new();
+        let target = |version| EndpointTarget { service: "web".into(), epoch: 2, version, ..EndpointTarget::default() };
+        assert_eq!(hub.set_endpoint(target(5)), Ok(()));
+        assert_eq!(hub.set_endpoint(target(4)), Err((2, 5)));
+        assert_eq!(hub.endpoints()["web"].version, 5);
     }
 }

@@ -1,6 +1,6 @@
 //! A controller that leads: the shared core, its services and checks, and the operations people ask for.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -8,9 +8,11 @@ use homeostat_api::v1::{TurnupRequest, to_agent, Shutdown};
 use homeostat_api::{AdminServer, Refusal};
 use homeostat_journal::{Asker, Outcome, Person};
 use homeostat_model::{CellSpec, OperationId, ServiceName};
-use homeostat_ops::{Executor, Procedure};
+use homeostat_ops::{Executor, OpsError, Procedure};
 use homeostat_turnup::{Cell, Direction, TurnProcedure, turndown, turndown_procedure, turnup, turnup_procedure};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::ControllerError;
 use crate::checks::Checks;
@@ -20,14 +22,16 @@ use crate::services::Services;
 
 /// How long agents may take to end after the cell is down.
 const SHUTDOWN_WITHIN: Duration = Duration::from_secs(5);
+/// How long an operation that is not wanted any more may take to end, and how often that is looked at. Longer than the
+/// graces that the executor gives an attempt.
+const STOP_WITHIN: Duration = Duration::from_secs(15);
+const STOP_EVERY: Duration = Duration::from_millis(10);
 
 pub(crate) struct Leader {
     pub core: Arc<Core>,
     pub services: Arc<Services>,
     pub checks: Arc<Checks>,
     executor: Executor,
-    /// What the running turnup brings up; becomes the cell's specification once its packages are installed.
-    coming: Mutex<Option<CellSpec>>,
     /// One turnup or turndown is set going at a time.
     turning: tokio::sync::Mutex<()>,
     /// Becomes true when the cell is down and the controller may end.
@@ -41,7 +45,6 @@ impl Leader {
             services,
             checks: Arc::default(),
             executor,
-            coming: Mutex::new(None),
             turning: tokio::sync::Mutex::new(()),
             ended: watch::Sender::new(false),
         }
@@ -65,15 +68,16 @@ impl Leader {
         Ok(())
     }
 
-    /// Brings the cell to `spec`. An unfinished turnup or turndown is abandoned first: the newest wish counts.
+    /// Brings the cell to `spec`. An unfinished turnup or turndown is stopped first: the newest wish counts.
     pub(crate) async fn turnup(self: &Arc<Self>, spec: CellSpec, by: String) -> Result<String, ControllerError> {
         let _one_at_a_time = self.turning.lock().await;
-        self.abandon_unfinished("a newer turnup was asked for").await?;
+        self.services.may_become(&spec).await?;
+        // Installed before anything is touched: a missing package is an error of the person who asks.
+        let applied = self.install(spec).await?;
+        self.stop_unfinished("a newer turnup was asked for").await?;
         let asker = Asker::Person(Person(by));
-        let draft = turnup(&spec.services, asker, format!("cell {} is to be up", spec.name));
-        *self.coming.lock().unwrap_or_else(PoisonError::into_inner) = Some(spec);
-        // Installed before anything is recorded: a missing package is an error of the person who asks.
-        self.prepare().await.map_err(|refusal| ControllerError::Package(refusal.message))?;
+        let draft = turnup(&applied.spec.services, asker, format!("cell {} is to be up", applied.spec.name));
+        self.become_applied(applied).await?;
         let operation = self.executor.submit(draft).await.map_err(operation_error)?;
         let id = operation.id().clone();
         self.core.events.add("operation", id.as_str(), "turnup begins");
@@ -83,13 +87,12 @@ impl Leader {
 
     pub(crate) async fn turndown(self: &Arc<Self>, by: String) -> Result<String, ControllerError> {
         let _one_at_a_time = self.turning.lock().await;
-        self.abandon_unfinished("the cell is to go down").await?;
+        self.stop_unfinished("the cell is to go down").await?;
         let services = self.core.applied().map(|applied| applied.spec.services.clone()).unwrap_or_default();
         if services.is_empty() {
             self.end().await;
             return Ok("none".to_owned());
         }
-        self.checks.stop();
         let asker = Asker::Person(Person(by));
         let draft = turndown(&services, asker, format!("cell {} is to be down", self.core.identity.name));
         let operation = self.executor.submit(draft).await.map_err(operation_error)?;
@@ -99,27 +102,53 @@ impl Leader {
         Ok(id.to_string())
     }
 
-    async fn abandon_unfinished(&self, why: &str) -> Result<(), ControllerError> {
+    async fn stop_unfinished(&self, why: &str) -> Result<(), ControllerError> {
         for operation in self.executor.list().await.map_err(operation_error)?.operations {
             let procedure = &operation.plan().draft().procedure;
             let ours = *procedure == turnup_procedure() || *procedure == turndown_procedure();
             if ours && operation.outcome().is_none() {
-                let by = Person("homeostat".into());
-                self.executor.abandon(operation.id(), by, why).await.map_err(operation_error)?;
+                self.stop(operation.id(), why).await?;
             }
         }
         Ok(())
     }
 
+    /// Ends an operation as it is. What it started goes on until the next one says otherwise.
+    async fn stop(&self, id: &OperationId, why: &str) -> Result<(), ControllerError> {
+        let by = || Person("homeostat".into());
+        let until = Instant::now() + STOP_WITHIN;
+        while Instant::now() < until {
+            match self.executor.abandon(id, by(), why).await {
+                Ok(_) => return Ok(()),
+                Err(OpsError::Refused { .. }) => {}
+                Err(error) => return Err(operation_error(error)),
+            }
+            // An attempt is under way and must end first; or the operation has just ended by itself.
+            match self.executor.cancel(id, Asker::Person(by()), why).await {
+                Ok(_) | Err(OpsError::Refused { .. }) => {}
+                Err(error) => return Err(operation_error(error)),
+            }
+            if self.executor.get(id).await.map_err(operation_error)?.operation.outcome().is_some() {
+                return Ok(());
+            }
+            tokio::time::sleep(STOP_EVERY).await;
+        }
+        Err(ControllerError::Operation(format!("operation {id} does not stop; try again")))
+    }
+
     /// Runs an operation in the background.
     fn drive(self: &Arc<Self>, id: OperationId, direction: Direction) {
+        if direction == Direction::Down {
+            self.checks.stop();
+        }
         let leader = Arc::clone(self);
         tokio::spawn(async move {
             let cell: Arc<dyn Cell> = Arc::new(LeaderCell(Arc::clone(&leader)));
             let procedure: Arc<dyn Procedure> = Arc::new(TurnProcedure::new(direction, cell));
             let outcome = leader.executor.run(&id, procedure).await;
             let text = match &outcome {
-                Ok(outcome) => format!("ended: {outcome:?}"),
+                Ok(Outcome::Done) => "done".to_owned(),
+                Ok(Outcome::Undone | Outcome::Abandoned) => "stopped before its end".to_owned(),
                 Err(error) => format!("stopped: {error}"),
             };
             leader.core.events.add("operation", id.as_str(), text);
@@ -131,33 +160,39 @@ impl Leader {
 
     /// Ends the agents (nothing of theirs runs any more), then this controller.
     async fn end(&self) {
-        let agents = self.core.identity.machines.iter().map(|machine| {
-            self.core.hub.order(&machine.spec.name, to_agent::Message::Shutdown(Shutdown {}), SHUTDOWN_WITHIN)
-        });
-        let mut waiting = Vec::new();
-        for agent in agents {
-            waiting.push(agent.await);
+        let mark = self.core.layout.down_mark();
+        if let Err(error) = std::fs::write(&mark, "") {
+            eprintln!("cannot write {}: {error}", mark.display());
         }
+        let mut agents = JoinSet::new();
+        for machine in &self.core.identity.machines {
+            let (core, name) = (Arc::clone(&self.core), machine.spec.name.clone());
+            agents.spawn(async move {
+                core.hub.order(&name, to_agent::Message::Shutdown(Shutdown {}), SHUTDOWN_WITHIN).await
+            });
+        }
+        // The warden ends those that do not answer.
+        while agents.join_next().await.is_some() {}
         self.core.events.add("cell", "cell", "down");
         self.ended.send_replace(true);
     }
 
-    async fn prepare(self: &Arc<Self>) -> Result<(), Refusal> {
-        let coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        // After a restart of the controller in the middle of a turnup what is coming was applied already.
-        let Some(spec) = coming.or_else(|| self.core.applied().map(|applied| applied.spec.clone())) else {
-            return Err(Refusal::not_now("no specification was applied"));
-        };
-        let (layout, for_install) = (self.core.layout.clone(), spec.clone());
-        let builds = tokio::task::spawn_blocking(move || packages::install(&for_install, &layout))
-            .await
-            .map_err(|panic| Refusal::internal(panic.to_string()))?
-            .map_err(|error| Refusal::bad_request(error.to_string()))?;
-        let applied = Applied { spec, builds };
-        if self.core.applied().as_deref() != Some(&applied) {
+    async fn install(&self, spec: CellSpec) -> Result<Applied, ControllerError> {
+        let layout = self.core.layout.clone();
+        tokio::task::spawn_blocking(move || {
+            let builds = packages::install(&spec, &layout)?;
+            Ok(Applied { spec, builds })
+        })
+        .await
+        .map_err(|panic| ControllerError::Operation(format!("installing packages {panic}")))?
+    }
+
+    async fn become_applied(self: &Arc<Self>, applied: Applied) -> Result<(), ControllerError> {
+        let changed = self.core.applied().as_deref() != Some(&applied);
+        if changed {
             self.core.apply(applied.clone()).await?;
-            self.checks.start(Arc::clone(&self.core), Arc::clone(&self.services), &applied);
-        } else if self.checks.views().is_empty() {
+        }
+        if changed || !self.checks.run() {
             self.checks.start(Arc::clone(&self.core), Arc::clone(&self.services), &applied);
         }
         Ok(())
@@ -189,18 +224,18 @@ impl Cell for LeaderCell {
     }
 
     async fn prepare(&self) -> Result<(), Refusal> {
-        self.0.prepare().await?;
+        let Some(applied) = self.0.core.applied() else { return Err(Refusal::not_now("no specification was applied")) };
+        let applied = self.0.install(applied.spec.clone()).await?;
+        Ok(self.0.become_applied(applied).await?)
+    }
+
+    async fn machines(&self) -> Result<(), Refusal> {
         let hub = &self.0.core.hub;
         let mut changes = hub.changes();
         loop {
-            let missing = self
-                .0
-                .core
-                .identity
-                .machines
-                .iter()
-                .find(|machine| hub.agent(&machine.spec.name).is_none_or(|agent| !agent.synced));
-            let Some(missing) = missing else { return Ok(()) };
+            let machines = &self.0.core.identity.machines;
+            let silent = |name| hub.agent(name).is_none_or(|agent| !agent.synced);
+            let Some(missing) = machines.iter().find(|machine| silent(&machine.spec.name)) else { return Ok(()) };
             let name = missing.spec.name.clone();
             changes.changed().await.map_err(|_| Refusal::not_now(format!("the agent of {name} is not connected")))?;
         }

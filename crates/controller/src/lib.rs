@@ -23,5 +23,6 @@ mod status;
 mod why;
 
 pub use error::ControllerError;
+pub use homeostat_store::OpenError;
 pub use run::{ControllerOptions, run};
 pub use services::ExternalAdmin;

@@ -9,7 +9,7 @@ use homeostat_api::v1::TurnupRequest;
 use homeostat_api::v1::cell_handle_server::CellHandleServer;
 use homeostat_api::{AdminServer, Refusal, uds};
 use homeostat_jobs::JobServer;
-use homeostat_model::{ServiceKind, ServiceName, ServiceSpec};
+use homeostat_model::{CellSpec, ServiceKind, ServiceName, ServiceSpec};
 use homeostat_sql::SqlServer;
 use homeostat_store::{Op, Txn, convenience};
 
@@ -95,6 +95,30 @@ impl Services {
 
     pub(crate) async fn unwant(&self, name: &ServiceName) -> Result<(), ControllerError> {
         self.core.store.txn(Txn::new().then(Op::delete(keys::wanted(name)))).await?;
+        Ok(())
+    }
+
+    /// Whether `spec` may replace what was applied before: it may not drop a service that should be up, which would then
+    /// run on with nobody who knows of it. (A service that was taken down may be dropped; its data and its place stay.)
+    pub(crate) async fn may_become(&self, spec: &CellSpec) -> Result<(), ControllerError> {
+        let new = |name: &ServiceName| spec.services.iter().find(|service| service.name == *name);
+        let wanted = convenience::list(&*self.core.store, keys::WANTED).await?.items;
+        let dropped: Vec<ServiceName> = wanted
+            .iter()
+            .filter_map(|item| ServiceName::new(item.key.trim_start_matches(keys::WANTED)).ok())
+            .filter(|name| new(name).is_none())
+            .collect();
+        if !dropped.is_empty() {
+            return Err(ControllerError::StillWanted(dropped));
+        }
+        let before = self.core.applied();
+        for service in before.iter().flat_map(|applied| &applied.spec.services) {
+            let other = new(&service.name)
+                .is_some_and(|new| std::mem::discriminant(&new.kind) != std::mem::discriminant(&service.kind));
+            if other {
+                return Err(ControllerError::OtherKind(service.name.clone()));
+            }
+        }
         Ok(())
     }
 

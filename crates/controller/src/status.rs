@@ -1,5 +1,5 @@
-//! The cell at a glance. This is the documented, stable JSON of `homeostat status --json` (docs/status.md): fields are
-//! only added.
+//! The cell at a glance. This is the documented, stable JSON of `homeostat status --json` (docs/src/status.md): fields
+//! are only added.
 
 use homeostat_api::v1::{InspectRequest, ServiceState};
 use homeostat_model::TaskState;

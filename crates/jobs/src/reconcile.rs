@@ -70,7 +70,8 @@ impl Seen {
         matches!(self.state, TaskState::Running { .. })
     }
 
-    fn over(&self) -> bool {
+    /// Nothing of it runs, as far as is known.
+    pub(crate) fn over(&self) -> bool {
         match self.state {
             TaskState::Pending { .. } | TaskState::Exited { .. } | TaskState::Lost => true,
             TaskState::Starting | TaskState::Running { .. } | TaskState::Stopping { .. } => false,
@@ -87,7 +88,6 @@ pub(crate) enum Action {
     /// Nothing to do before this moment.
     LookAgain(Now),
 }
-
 
 /// What to do now.
 pub(crate) fn reconcile(wish: &Wish, seen: &BTreeMap<TaskName, Seen>, now: Now) -> Vec<Action> {

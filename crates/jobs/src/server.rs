@@ -12,10 +12,10 @@ use homeostat_api::v1::{
     SetEndpointRequest, StartRequest, StopRequest, TaskEvent, TurndownReply, TurndownRequest, TurnupReply,
     TurnupRequest, WatchRequest, WriteRequest,
 };
-use homeostat_api::{AdminServer, CellHandle, Refusal, TaskEvents};
+use homeostat_api::{AdminServer, CellHandle, Refusal, RefusalKind, TaskEvents};
 use homeostat_model::{JobSpec, ServiceKind, ServiceName, ServiceSpec, TaskName, TaskState};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::launch::{fingerprint, launch, resources};
@@ -47,21 +47,28 @@ struct View {
 }
 
 enum Command {
+    /// The cell's word on what is wanted. Answered when what is published takes it into account: before that, a view of
+    /// earlier times would be taken for the answer.
+    Want(Wanting, oneshot::Sender<()>),
+    Finished { task: TaskName, outcome: Finished },
+}
+
+enum Wanting {
     Up(Box<ServiceSpec>, String),
     Down,
-    Finished { task: TaskName, outcome: Finished },
 }
 
 /// How an action went.
 enum Finished {
     Placed(Placed),
     Pending(String),
-    Started(String),
+    /// From this fingerprint, asked for after this many changes of state.
+    Started(String, u64),
     Forgotten,
     /// The task's next event tells the rest; without one it is asked again after a pause.
     Asked,
-    /// The pause is over.
-    Rested,
+    /// The pause after this order is over.
+    Rested(u64),
     Refused(Refusal),
 }
 
@@ -88,6 +95,10 @@ impl JobServer {
             addresses: BTreeMap::new(),
             began: Instant::now(),
             endpoint: None,
+            endpoint_again: None,
+            orders: BTreeMap::new(),
+            next_order: 0,
+            changes: BTreeMap::new(),
             version: 0,
             term: 0,
             started: Started::default(),
@@ -97,8 +108,11 @@ impl JobServer {
         Self { commands, view, service }
     }
 
-    async fn send(&self, command: Command) -> Result<(), Refusal> {
-        self.commands.send(command).await.map_err(|_| Refusal::internal(format!("{}'s loop ended", self.service)))
+    async fn want(&self, wanting: Wanting) -> Result<(), Refusal> {
+        let ended = || Refusal::internal(format!("{}'s loop ended", self.service));
+        let (heard, answer) = oneshot::channel();
+        self.commands.send(Command::Want(wanting, heard)).await.map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())
     }
 
     async fn until(&self, state: ServiceState) -> Result<(), Refusal> {
@@ -113,7 +127,10 @@ impl JobServer {
         let bad = |error: serde_json::Error| Refusal::bad_request(format!("{}: {error}", self.service));
         let spec: ServiceSpec = serde_json::from_str(spec_json).map_err(bad)?;
         let build: Build = serde_json::from_str(spec_json).map_err(bad)?;
-        self.send(Command::Up(Box::new(spec), build.package_hash)).await?;
+        if !matches!(spec.kind, ServiceKind::Job(_)) {
+            return Err(Refusal::bad_request(format!("{} is not a job", self.service)));
+        }
+        self.want(Wanting::Up(Box::new(spec), build.package_hash)).await?;
         self.until(ServiceState::Up).await
     }
 }
@@ -130,7 +147,7 @@ impl AdminServer for JobServer {
     }
 
     async fn turndown(&self, _: TurndownRequest) -> Result<TurndownReply, Refusal> {
-        self.send(Command::Down).await?;
+        self.want(Wanting::Down).await?;
         self.until(ServiceState::Down).await?;
         Ok(TurndownReply {})
     }
@@ -177,6 +194,13 @@ struct Loop {
     addresses: BTreeMap<TaskName, (String, HashMap<String, u32>)>,
     began: Instant,
     endpoint: Option<Vec<String>>,
+    /// When to try again to set it.
+    endpoint_again: Option<Instant>,
+    /// The last order for each task, so that the pause after an earlier one does not end the quiet of a later one.
+    orders: BTreeMap<TaskName, u64>,
+    next_order: u64,
+    /// How often the state of each task changed.
+    changes: BTreeMap<TaskName, u64>,
     version: u64,
     term: u64,
     started: Started,
@@ -192,7 +216,7 @@ impl Loop {
         loop {
             let Some(mut events) = self.attach(&queue).await else { return };
             loop {
-                let wake = self.act();
+                let wake = self.act().into_iter().chain(self.endpoint_again).min();
                 tokio::select! {
                     command = queue.recv() => match command {
                         Some(command) => self.command(command).await,
@@ -252,7 +276,10 @@ impl Loop {
             | TaskState::Exited { .. }
             | TaskState::Lost => {}
         }
-        task.busy &= task.state == state;
+        if task.state != state {
+            task.busy = false;
+            *self.changes.entry(name.clone()).or_default() += 1;
+        }
         task.state = state;
         if !event.machine.is_empty() {
             task.placed = Some(Placed { machine: event.machine.clone(), generation: event.generation });
@@ -265,7 +292,19 @@ impl Loop {
 
     async fn command(&mut self, command: Command) {
         match command {
-            Command::Up(spec, package_hash) => {
+            Command::Want(wanting, heard) => {
+                self.want(wanting);
+                self.publish_view();
+                // Whoever asked may have gone.
+                heard.send(()).unwrap_or_default();
+            }
+            Command::Finished { task, outcome } => self.finished(task, outcome).await,
+        }
+    }
+
+    fn want(&mut self, wanting: Wanting) {
+        match wanting {
+            Wanting::Up(spec, package_hash) => {
                 let ServiceKind::Job(job) = spec.kind else { return };
                 let tasks: Vec<TaskName> =
                     (0..job.tasks).filter_map(|n| TaskName::of(&self.service, n).ok()).collect();
@@ -279,14 +318,18 @@ impl Loop {
                 });
                 self.spec = Some(job);
             }
-            Command::Down => self.wish = Wish::Down,
-            Command::Finished { task, outcome } => self.finished(task, outcome).await,
+            Wanting::Down => self.wish = Wish::Down,
         }
     }
 
     async fn finished(&mut self, name: TaskName, outcome: Finished) {
         let now = self.now();
         let Some(task) = self.tasks.get_mut(&name) else { return };
+        if let Finished::Rested(order) = &outcome
+            && self.orders.get(&name) != Some(order)
+        {
+            return;
+        }
         task.busy = false;
         match outcome {
             Finished::Placed(placed) => task.placed = Some(placed),
@@ -294,10 +337,11 @@ impl Loop {
                 task.state = TaskState::Pending { why };
                 self.retry_later(name);
             }
-            Finished::Started(fingerprint) => {
+            Finished::Started(fingerprint, changes) => {
                 task.fingerprint = Some(fingerprint.clone());
-                if matches!(task.state, TaskState::Pending { .. } | TaskState::Exited { .. } | TaskState::Lost) {
-                    task.state = TaskState::Starting;
+                // Its first event may be here already, and its end too: what was seen is never overwritten.
+                if self.changes.get(&name).copied().unwrap_or(0) == changes {
+                    self.retry_later(name.clone());
                 }
                 if self.started.0.insert(name, fingerprint.clone()).as_ref() != Some(&fingerprint) {
                     self.remember_started().await;
@@ -306,18 +350,26 @@ impl Loop {
             Finished::Forgotten => {
                 self.tasks.remove(&name);
                 self.addresses.remove(&name);
+                self.orders.remove(&name);
+                self.changes.remove(&name);
                 if self.started.0.remove(&name).is_some() {
                     self.remember_started().await;
                 }
             }
             Finished::Asked => self.retry_later(name),
-            Finished::Rested => {}
+            Finished::Rested(_) => {}
             Finished::Refused(refusal) => {
-                if matches!(task.state, TaskState::Pending { .. } | TaskState::Exited { .. } | TaskState::Lost) {
+                if task.over() {
                     task.state = TaskState::Pending { why: refusal.message };
                 }
-                task.ended = Some(now);
-                task.failures = task.failures.saturating_add(1);
+                match refusal.kind {
+                    // Nothing is wrong with the task: it is tried again as soon as what it lacks may be there.
+                    RefusalKind::NotNow | RefusalKind::Unknown | RefusalKind::NotFound => {}
+                    RefusalKind::BadRequest | RefusalKind::Stale | RefusalKind::Internal => {
+                        task.ended = Some(now);
+                        task.failures = task.failures.saturating_add(1);
+                    }
+                }
                 self.retry_later(name);
             }
         }
@@ -328,10 +380,11 @@ impl Loop {
         let Some(task) = self.tasks.get_mut(&name) else { return };
         task.busy = true;
         let results = self.results.clone();
+        let order = self.orders.get(&name).copied().unwrap_or(0);
         tokio::spawn(async move {
             tokio::time::sleep(AGAIN).await;
             if let Some(results) = results.upgrade() {
-                drop(results.send(Command::Finished { task: name, outcome: Finished::Rested }).await);
+                drop(results.send(Command::Finished { task: name, outcome: Finished::Rested(order) }).await);
             }
         });
     }
@@ -363,6 +416,8 @@ impl Loop {
             if let Some(task) = self.tasks.get_mut(&name) {
                 task.busy = true;
             }
+            self.next_order += 1;
+            self.orders.insert(name.clone(), self.next_order);
             self.spawn(name, action);
         }
         wake.map(|at| self.began + at.0)
@@ -378,8 +433,10 @@ impl Loop {
             Wish::Unknown | Wish::Down => String::new(),
         };
         let results = self.results.clone();
+        let changes = self.changes.get(&name).copied().unwrap_or(0);
         tokio::spawn(async move {
-            let outcome = perform(&*cell, service, &name, action, generation, spec.as_ref(), fingerprint).await;
+            let started = Finished::Started(fingerprint, changes);
+            let outcome = perform(&*cell, service, &name, action, generation, spec.as_ref(), started).await;
             if let Some(results) = results.upgrade() {
                 drop(results.send(Command::Finished { task: name, outcome }).await);
             }
@@ -399,7 +456,7 @@ impl Loop {
         let wanted = match &self.wish {
             Wish::Up(wanted) => wanted,
             Wish::Unknown | Wish::Down => {
-                let running = self.tasks.values().filter(|task| task.state.pid().is_some()).count();
+                let running = self.tasks.values().filter(|task| !task.over()).count();
                 let quiet = running == 0 && self.tasks.values().all(|task| !task.busy);
                 return match (&self.wish, quiet) {
                     (_, true) => View { state: ServiceState::Down, waits_for: String::new() },
@@ -442,6 +499,7 @@ impl Loop {
             .filter_map(|(name, _)| self.addresses.get(name))
             .filter_map(|(address, ports)| Some(format!("{address}:{}", ports.get(port.as_str())?)))
             .collect();
+        self.endpoint_again = None;
         if self.endpoint.as_ref() == Some(&targets) {
             return;
         }
@@ -456,8 +514,9 @@ impl Loop {
             port: 0,
         };
         let request = SetEndpointRequest { service: self.service.to_string(), target: Some(target) };
-        if self.cell.set_endpoint(request).await.is_ok() {
-            self.endpoint = Some(targets);
+        match self.cell.set_endpoint(request).await {
+            Ok(_) => self.endpoint = Some(targets),
+            Err(_) => self.endpoint_again = Some(Instant::now() + AGAIN),
         }
     }
 }
@@ -476,7 +535,7 @@ async fn perform(
     action: Action,
     generation: u64,
     spec: Option<&JobSpec>,
-    fingerprint: String,
+    started: Finished,
 ) -> Finished {
     let task = name.to_string();
     let grace = spec.map_or(GRACE, |spec| spec.task.grace);
@@ -501,14 +560,14 @@ async fn perform(
         }
         (Action::Start(_), Some(spec)) => {
             let launch = Some(launch(spec));
-            cell.start(StartRequest { service, task, generation, launch }).await.map(|_| Finished::Started(fingerprint))
+            cell.start(StartRequest { service, task, generation, launch }).await.map(|_| started)
         }
         (Action::Place(_) | Action::Start(_), None) => Ok(Finished::Pending("its specification is not known".into())),
         (Action::Stop(_), _) => {
             cell.stop(StopRequest { service, task, generation, grace_ms }).await.map(|_| Finished::Asked)
         }
         (Action::Forget(_), _) => cell.forget(ForgetRequest { service, task }).await.map(|_| Finished::Forgotten),
-        (Action::LookAgain(_), _) => Ok(Finished::Rested),
+        (Action::LookAgain(_), _) => Ok(Finished::Asked),
     };
     result.unwrap_or_else(Finished::Refused)
 }

@@ -64,6 +64,12 @@ impl CellLayout {
         self.run.join("c")
     }
 
+    /// There while the cell is down on purpose. Its processes do not start then: of several that were started for one
+    /// another's place (a warden was killed and replaced) only one hears that the cell went down.
+    pub fn down_mark(&self) -> PathBuf {
+        self.state.join("down")
+    }
+
     pub fn packages(&self) -> PathBuf {
         self.state.join("packages")
     }

@@ -25,11 +25,18 @@ pub trait Cell: Send + Sync + 'static {
     /// When the service is not declared.
     fn turnup_request(&self, service: &ServiceName) -> Result<TurnupRequest, Refusal>;
 
-    /// Waits for agents and installs packages. Idempotent.
+    /// Installs packages. Idempotent.
     ///
     /// # Errors
     /// When a package cannot be installed.
     async fn prepare(&self) -> Result<(), Refusal>;
+
+    /// Waits until every machine has told what it runs. Before that nothing is started, and above all nothing is called
+    /// down: a task of which nobody has heard may well run.
+    ///
+    /// # Errors
+    /// When that will never be.
+    async fn machines(&self) -> Result<(), Refusal>;
 
     /// Remembers that the service should be up (or down) before anything is done about it, so that a new leader
     /// carries on in the same direction.
@@ -64,6 +71,34 @@ impl TurnProcedure {
     fn services(step: &StepPlan) -> Result<Vec<ServiceName>, StepError> {
         let list = step.parameters.get("services").cloned().unwrap_or(Value::Null);
         serde_json::from_value(list).map_err(|error| StepError::final_(format!("its services cannot be read: {error}")))
+    }
+
+    async fn carry_out(&self, step: &StepPlan, term: u64) -> Result<Value, StepError> {
+        let services = Self::services(step)?;
+        if services.is_empty() {
+            self.cell.prepare().await.map_err(step_error)?;
+        }
+        if services.is_empty() || self.direction == Direction::Down {
+            self.cell.machines().await.map_err(step_error)?;
+        }
+        // All of a layer at once; the first refusal is the step's, after the others had their chance.
+        let mut calls = JoinSet::new();
+        for service in services {
+            let this = Self { name: self.name.clone(), direction: self.direction, cell: Arc::clone(&self.cell) };
+            calls.spawn(async move { this.turn(service, term).await });
+        }
+        let mut first = Ok(Value::Null);
+        while let Some(done) = calls.join_next().await {
+            let failed = match done {
+                Ok(Ok(())) => continue,
+                Ok(Err(refusal)) => step_error(refusal),
+                Err(panic) => StepError::retryable(panic.to_string()),
+            };
+            if first.is_ok() {
+                first = Err(failed);
+            }
+        }
+        first
     }
 
     async fn turn(&self, service: ServiceName, term: u64) -> Result<(), Refusal> {
@@ -102,30 +137,11 @@ impl Procedure for TurnProcedure {
     }
 
     async fn run(&self, step: &StepPlan, context: &StepContext) -> Result<Value, StepError> {
-        let services = Self::services(step)?;
-        if services.is_empty() {
-            self.cell.prepare().await.map_err(step_error)?;
-            return Ok(Value::Null);
+        tokio::select! {
+            result = self.carry_out(step, context.term.0) => result,
+            // Nothing to put in order: the services go on by themselves, and the next operation tells them where to.
+            () = context.cancellation.cancelled() => Err(StepError::retryable("stopped: it is not wanted any more")),
         }
-        // All of a layer at once; the first refusal is the step's, after the others had their chance.
-        let mut calls = JoinSet::new();
-        for service in services {
-            let this = Self { name: self.name.clone(), direction: self.direction, cell: Arc::clone(&self.cell) };
-            let term = context.term.0;
-            calls.spawn(async move { this.turn(service, term).await });
-        }
-        let mut first = Ok(Value::Null);
-        while let Some(done) = calls.join_next().await {
-            let failed = match done {
-                Ok(Ok(())) => continue,
-                Ok(Err(refusal)) => step_error(refusal),
-                Err(panic) => StepError::retryable(panic.to_string()),
-            };
-            if first.is_ok() {
-                first = Err(failed);
-            }
-        }
-        first
     }
 
     async fn verify(&self, step: &StepPlan, _: &StepContext) -> Result<(), Evidence> {

@@ -9,3 +9,4 @@ mod bad_input;
 mod cells;
 mod deaths;
 mod people;
+mod shop;

@@ -1,0 +1,230 @@
+//! Figure 3: `kill -9` of the primary's server under load, against the floor.
+//!
+//! Cell and floor take turns, and who begins changes each time, so that whatever else the machine does hits both alike.
+//! Each round: the load runs at half of the throughput measured before, the primary's server is killed, and the longest
+//! gap between acknowledged orders is the outage, counted until all members replicate again. The load is the same code
+//! with the same rate on both; only the way to the primary differs.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use crate::cell::Cell;
+use crate::chance::Chance;
+use crate::floor::Floor;
+use crate::load::{self, CONNECTIONS, Gap, Load, Rate};
+use crate::plan::Plan;
+use crate::stats::{Distribution, rounded, verdict};
+use crate::steps::Steps;
+
+const TARGET_RATIO: f64 = 1.5;
+/// The load runs for so long before a fault, and a little longer by chance: checks and renewals have rhythms of their
+/// own, which the faults must not fall into.
+const BEFORE_FAULT: Duration = Duration::from_millis(1000);
+const LONGER_BY_MS: u64 = 1000;
+/// The load runs on for so long after all members replicate again: what the repair does to it counts.
+const AFTER_REPAIR: Duration = Duration::from_millis(300);
+
+/// A door that always leads to the cell's endpoint.
+pub async fn endpoint(
+    cell: &Cell,
+) -> anyhow::Result<(watch::Sender<Option<mysql_async::Opts>>, load::Door)> {
+    let opts = load::application(&cell.dsn().await?)?;
+    let (sender, door) = watch::channel(Some(opts));
+    Ok((sender, door))
+}
+
+/// Runs the load up to a fault.
+pub async fn before_fault(load: &Load, per_second: f64, chance: &mut Chance) {
+    load.set_rate(Rate::PerSecond(per_second));
+    sleep(BEFORE_FAULT + Duration::from_millis(chance.below(LONGER_BY_MS))).await;
+    load.watch_gaps();
+}
+
+/// Stops the load after a fault that was repaired.
+pub async fn after_repair(load: &Load) -> Gap {
+    sleep(AFTER_REPAIR).await;
+    let gap = load.gap();
+    load.set_rate(Rate::Idle);
+    gap
+}
+
+/// What one side of the comparison saw.
+#[derive(Default)]
+struct Side {
+    gaps: Vec<Gap>,
+    steps: Steps,
+}
+
+#[derive(Clone, Copy)]
+enum Turn {
+    Cell,
+    Floor,
+}
+
+pub async fn measure(
+    plan: &Plan,
+    cell: &Cell,
+    floor: &mut Floor,
+    chance: &mut Chance,
+) -> anyhow::Result<(String, Value, u64)> {
+    cell.customer_rate(0).await?;
+    let (_held, door) = endpoint(cell).await?;
+    let loads = (Load::start(door).await?, Load::start(floor.door()).await?);
+    let most = (
+        loads.0.throughput(plan.warm_up, plan.throughput).await,
+        loads.1.throughput(plan.warm_up, plan.throughput).await,
+    );
+    // "Half of the throughput measured in that run"; the floor's only where the floor is the slower one.
+    let per_second = most.0.min(most.1) / 2.0;
+    if per_second < 1.0 {
+        bail!(
+            "hardly any order is acknowledged ({:.1} and {:.1} per second)",
+            most.0,
+            most.1
+        );
+    }
+    eprintln!(
+        "failover: throughput {:.0}/s, of the floor {:.0}/s; the load is {per_second:.0}/s",
+        most.0, most.1
+    );
+    let (mut own, mut by_hand, mut decided) = (Side::default(), Side::default(), Vec::new());
+    for round in 1..=plan.kills {
+        let turns = if round % 2 == 0 {
+            [Turn::Floor, Turn::Cell]
+        } else {
+            [Turn::Cell, Turn::Floor]
+        };
+        for turn in turns {
+            match turn {
+                Turn::Cell => {
+                    before_fault(&loads.0, per_second, chance).await;
+                    let took = kill_primary(cell, &loads.0, &mut own.steps).await;
+                    decided.extend(took.with_context(|| format!("failover {round} of the cell"))?);
+                    own.gaps.push(after_repair(&loads.0).await);
+                }
+                Turn::Floor => {
+                    before_fault(&loads.1, per_second, chance).await;
+                    let done = floor.fail_over(&mut by_hand.steps).await;
+                    done.with_context(|| format!("failover {round} of the floor"))?;
+                    loads.1.until_over().await?;
+                    by_hand.gaps.push(after_repair(&loads.1).await);
+                }
+            }
+        }
+        let last = |side: &Side| side.gaps.last().map_or(0.0, Gap::longest_ms);
+        eprintln!(
+            "failover: {round} of {}: {:.1} ms, floor {:.1} ms",
+            plan.kills,
+            last(&own),
+            last(&by_hand)
+        );
+    }
+    // What was under way when the load went idle has to be in the books.
+    sleep(AFTER_REPAIR).await;
+    let lost = (loads.0.lost().await?, loads.1.lost().await?);
+    let orders = (loads.0.acknowledged(), loads.1.acknowledged());
+    let (text, json) = Report {
+        most,
+        per_second,
+        own,
+        by_hand,
+        decided,
+        lost,
+        orders,
+    }
+    .render()?;
+    Ok((text, json, lost.0))
+}
+
+/// Kills the cell's primary and waits until all is well again. Returns how long the decider took by its own account,
+/// in ms.
+async fn kill_primary(cell: &Cell, load: &Load, steps: &mut Steps) -> anyhow::Result<Option<f64>> {
+    let before = cell.until_whole(0).await?;
+    let pid = i32::try_from(before.primary_pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .context("the primary's pid is no pid")?;
+    load.watch_gaps();
+    kill_process(pid, Signal::KILL)
+        .with_context(|| format!("kill the server of {}", before.primary))?;
+    // Nobody asks the cell anything until the customers are served again: asking costs time on a small machine.
+    load.until_over().await?;
+    cell.until_whole(before.epoch).await?;
+    let change = cell.last_change().await?;
+    steps.add_change(&change);
+    Ok(change["took_us"].as_f64().map(|us| us / 1e3))
+}
+
+struct Report {
+    most: (f64, f64),
+    per_second: f64,
+    own: Side,
+    by_hand: Side,
+    decided: Vec<f64>,
+    lost: (u64, u64),
+    orders: (u64, u64),
+}
+
+impl Report {
+    fn render(self) -> anyhow::Result<(String, Value)> {
+        let outages = |side: &Side| {
+            Distribution::of(side.gaps.iter().map(Gap::longest_ms))
+                .context("no failover was measured")
+        };
+        let errors = |side: &Side| side.gaps.iter().map(|gap| gap.errors).sum::<u64>();
+        let (own, by_hand) = (outages(&self.own)?, outages(&self.by_hand)?);
+        let pairs = self.own.gaps.iter().zip(&self.by_hand.gaps);
+        let ratios =
+            Distribution::of(pairs.map(|(own, by_hand)| own.longest_ms() / by_hand.longest_ms()));
+        let ratios = ratios.context("no failover was measured")?;
+        let of_medians = own.median() / by_hand.median();
+        let interval = match ratios.median_interval() {
+            Some((low, high)) => format!("95 % interval {low:.2} to {high:.2} (order statistics)"),
+            None => "too few rounds for a 95 % interval".to_owned(),
+        };
+        let decided = Distribution::of(self.decided);
+        let decided_text = decided
+            .as_ref()
+            .map_or_else(|| "unknown".to_owned(), Distribution::to_string);
+        let text = format!(
+            "Failover: kill -9 of the primary's server, {CONNECTIONS} connections, {:.0} orders/s (throughput {:.0}/s, of the \
+             floor {:.0}/s)\n  \
+             longest gap between acknowledged orders, in ms\n  \
+             cell   {own}\n  floor  {by_hand}\n  \
+             ratio of the medians {of_medians:.2} (target at most {TARGET_RATIO}: {}); median of the pairs' ratios {:.2}, {interval}\n  \
+             attempts that failed: {} (floor {}) of {} orders (floor {}); acknowledged orders lost: {} (floor {})\n  \
+             the cell by its own account, from the evidence to the open endpoint, in ms\n         {decided_text}\n  \
+             steps of the cell, medians in ms since the evidence\n{}  \
+             steps of the floor, medians in ms since the kill\n{}",
+            self.per_second,
+            self.most.0,
+            self.most.1,
+            verdict(of_medians, TARGET_RATIO),
+            ratios.median(),
+            errors(&self.own),
+            errors(&self.by_hand),
+            self.orders.0,
+            self.orders.1,
+            self.lost.0,
+            self.lost.1,
+            self.own.steps.table(),
+            self.by_hand.steps.table(),
+        );
+        let json = json!({
+            "connections": CONNECTIONS, "orders_per_s": rounded(self.per_second),
+            "throughput_per_s": rounded(self.most.0), "floor_throughput_per_s": rounded(self.most.1),
+            "outage_ms": own.json(), "floor_outage_ms": by_hand.json(), "ratio_of_medians": rounded(of_medians),
+            "pair_ratios": ratios.json(), "pair_ratio_median_interval_95": ratios.median_interval().map(|(low, high)| [rounded(low), rounded(high)]),
+            "errors": errors(&self.own), "floor_errors": errors(&self.by_hand),
+            "orders": self.orders.0, "floor_orders": self.orders.1, "lost": self.lost.0, "floor_lost": self.lost.1,
+            "decided_ms": decided.map(|decided| decided.json()),
+            "steps": self.own.steps.json(), "floor_steps": self.by_hand.steps.json(),
+        });
+        Ok((text, json))
+    }
+}
