@@ -10,6 +10,7 @@
 //! written anywhere, no account is locked, no barrier is committed, nothing is read again to verify it. So it is not a
 //! way to run a database; it is the time below which no failover with these statements can be.
 
+mod promotion;
 mod server;
 
 use std::path::Path;
@@ -23,6 +24,7 @@ use tokio::time::sleep;
 use crate::load;
 use crate::programs::Programs;
 use crate::steps::Steps;
+use promotion::{Replica, Stopwatch, promote};
 use server::{Model, Server, batch, word};
 
 const MEMBERS: usize = 3;
@@ -100,8 +102,6 @@ impl Floor {
         // The statement has to be under way before the server dies under it.
         sleep(Duration::from_millis(50)).await;
         let door = self.door.clone();
-        let mut note =
-            |what: &str, since: Instant| steps.add(what, since.elapsed().as_secs_f64() * 1e3, None);
 
         let killed = Instant::now();
         self.servers[self.primary].kill()?;
@@ -112,54 +112,26 @@ impl Floor {
             Err(_) => door.send_replace(None),
             Ok(_) => bail!("the primary lived on after its kill"),
         };
-        note("the held connection ends", killed);
+        let seen_ms = killed.elapsed().as_secs_f64() * 1e3;
+        steps.add("the held connection ends", seen_ms, None);
 
-        let [at_a, at_b] = self
-            .servers
-            .get_disjoint_mut([a, b])
-            .context("the primary is no member")?;
-        let (at_a, at_b) = (at_a.admin()?, at_b.admin()?);
-        let (received_a, received_b) =
-            tokio::try_join!(stop_receiving(at_a), stop_receiving(at_b))?;
-        note("both replicas stopped receiving", killed);
-        // Both had to stop before either may be chosen: an acknowledged order is in at least one of them.
-        let (chosen, new, other) = if received_a.sequence()? >= received_b.sequence()? {
-            (0, (at_a, received_a), (at_b, received_b))
-        } else {
-            (1, (at_b, received_b), (at_a, received_a))
-        };
-        let opening = async {
-            wait_for_applier(new.0, &new.1).await?;
-            let applied = killed.elapsed();
-            let sql = format!(
-                "STOP SLAVE; RESET SLAVE ALL; SET GLOBAL rpl_semi_sync_slave_enabled = OFF, server_id = {}, \
-                 rpl_semi_sync_master_enabled = ON, read_only = OFF",
-                ids[chosen]
-            );
-            batch(new.0, &sql).await.context("promote")?;
-            Ok::<_, anyhow::Error>((applied, killed.elapsed()))
-        };
-        let following = async {
-            // What it received has to be applied first: naming another source would throw it away.
-            wait_for_applier(other.0, &other.1).await?;
-            follow(other.0, &source[chosen]).await?;
-            Ok::<_, anyhow::Error>(killed.elapsed())
-        };
-        let told = async {
-            let opened = opening.await?;
-            // Nobody waits for the other one: commits do, in the server.
-            door.send_replace(Some(doors[chosen].clone()));
-            Ok::<_, anyhow::Error>(opened)
-        };
-        let ((applied, opened), followed) = tokio::try_join!(told, following)?;
-        let ms = |time: Duration| time.as_secs_f64() * 1e3;
-        steps.add("NEW has applied all it received", ms(applied), None);
-        steps.add(
-            "NEW is open for writes",
-            ms(opened),
-            Some(ms(opened - applied)),
-        );
-        steps.add("OTHER is told to replicate from NEW", ms(followed), None);
+        let servers = self.servers.get_disjoint_mut([a, b]);
+        let [at_a, at_b] = servers.context("the primary is no member")?;
+        let mut replicas = [
+            Replica {
+                admin: at_a.admin()?,
+                own_id: ids[0],
+                source: &source[0],
+            },
+            Replica {
+                admin: at_b.admin()?,
+                own_id: ids[1],
+                source: &source[1],
+            },
+        ];
+        // Nobody waits for the other replica: commits do, in the server.
+        let open = |new: usize| drop(door.send_replace(Some(doors[new].clone())));
+        let chosen = promote(&mut replicas, &Stopwatch::new(killed, steps), open).await?;
         let dead = std::mem::replace(&mut self.primary, [a, b][chosen]);
         self.rebuild(dead).await
     }
@@ -262,60 +234,6 @@ impl Floor {
             self.replication_password
         )
     }
-}
-
-/// The end of a received log.
-struct Received(String);
-
-impl Received {
-    /// There is one domain and one history here, so the sequence number alone orders positions.
-    fn sequence(&self) -> anyhow::Result<u64> {
-        let number = self
-            .0
-            .rsplit('-')
-            .next()
-            .and_then(|number| number.parse().ok());
-        number.with_context(|| format!("'{}' is no position", self.0))
-    }
-}
-
-async fn stop_receiving(admin: &mut Conn) -> anyhow::Result<Received> {
-    const THREAD: &str =
-        "SELECT ID AS id FROM information_schema.PROCESSLIST WHERE COMMAND = 'Slave_IO'";
-    const STOP: &str = "STOP SLAVE IO_THREAD; SHOW SLAVE STATUS";
-    let id = word(
-        &batch(admin, THREAD).await.context("find the IO thread")?,
-        0,
-        "id",
-    );
-    // It may have ended by itself: then there is nobody to kill.
-    let sets = match batch(admin, &format!("KILL {id}; {STOP}")).await {
-        Ok(sets) => sets,
-        Err(_) => batch(admin, STOP).await.context("stop receiving")?,
-    };
-    Ok(Received(word(
-        &sets,
-        sets.len().saturating_sub(1),
-        "Gtid_IO_Pos",
-    )))
-}
-
-async fn wait_for_applier(admin: &mut Conn, received: &Received) -> anyhow::Result<()> {
-    let wait = format!("SELECT MASTER_GTID_WAIT('{}', 10) AS late", received.0);
-    let sets = batch(admin, &wait).await.context("wait for the applier")?;
-    if word(&sets, 0, "late") != "0" {
-        bail!("{} is not applied", received.0);
-    }
-    Ok(())
-}
-
-/// For one that replicated already.
-async fn follow(admin: &mut Conn, source: &str) -> anyhow::Result<()> {
-    let sql = format!("STOP SLAVE; CHANGE MASTER TO {source}; START SLAVE");
-    batch(admin, &sql)
-        .await
-        .map(drop)
-        .context("follow the new primary")
 }
 
 /// For one that was just started.

@@ -1,6 +1,7 @@
 //! One cell under test.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -235,6 +236,10 @@ impl Cell {
         for words in [&["status"][..], &["events", "--last", "80"]] {
             eprintln!("{}", self.run(words));
         }
+        let status = self.try_status();
+        for service in status.iter().flat_map(|status| status.rows("services")).filter(|row| row["state"] != "up") {
+            eprintln!("{}", self.run(&["why", service["name"].as_str().unwrap_or_default()]));
+        }
         let mut logs = log_files(self.home.path());
         logs.sort();
         for path in logs {
@@ -314,7 +319,7 @@ fn log_files(folder: &Path) -> Vec<PathBuf> {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             found.extend(log_files(&path));
         } else if path.extension().is_some_and(|extension| extension == "log")
-            && path.file_name().is_none_or(|name| name != "orders.log")
+            && path.file_name().is_none_or(|name| name != "orders.log" && !name.as_bytes().starts_with(b"ddl_"))
         {
             found.push(path);
         }

@@ -46,7 +46,8 @@ pub(crate) fn left(home: &Path, runtime: &Path, state: &Path, cgroups: &BTreeSet
     left.extend(cgroups.iter().filter(|path| path.exists()).map(|path| format!("cgroup {}", path.display())));
     let cells = fs::read_dir(runtime.join("homeostat")).into_iter().flatten().flatten();
     left.extend(cells.map(|entry| format!("run folder {}", entry.path().display())));
-    if state.exists() {
+    // An empty one holds nothing of anybody: a refused `up` may have made it.
+    if fs::read_dir(state).is_ok_and(|mut entries| entries.next().is_some()) {
         left.push(format!("state folder {}", state.display()));
     }
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();

@@ -7,12 +7,13 @@ use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Component, Path};
+use std::path::Path;
 
 use homeostat_api::v1::{Launch, StartTask, Supervision};
 use homeostat_model::{
     Bytes, CellIdentity, Generation, LocalMachine, MachineLayout, PortName, ServiceName, TaskName, Template, Variable,
 };
+use homeostat_supervisor::beneath;
 use homeostat_supervisor::launch::{FORMAT, LaunchFile, UserIds};
 use homeostat_supervisor::run::{ExitFile, RunError};
 
@@ -89,11 +90,11 @@ impl Preparing<'_> {
             launch_file.keeper = Some(config);
         }
         for (path, content) in &launch.files {
-            let path = inside(&task, &data, path)?;
-            write_private(&path, values.fill(content)?.as_bytes())?;
-            if let Some(user) = user {
-                give(&path, user)?;
-            }
+            let content = values.fill(content)?;
+            beneath::write(&data, Path::new(path), content.as_bytes(), user).map_err(|error| {
+                let why = format!("cannot write file '{path}' in the task's folder: {error}");
+                AgentError::BadLaunch { task: task.clone(), why }
+            })?;
         }
         // What is left of an earlier run must not be taken for the end of this one.
         let fail = |error: RunError| AgentError::BadLaunch { task: task.clone(), why: error.to_string() };
@@ -189,18 +190,6 @@ impl Values<'_> {
                 .ok_or_else(|| bad(format!("{variable} is not known to the controller"))),
         })
     }
-}
-
-/// Joins `path` to the data folder and refuses to leave it.
-fn inside(task: &TaskName, data: &Path, path: &str) -> Result<std::path::PathBuf, AgentError> {
-    let relative = Path::new(path);
-    if path.is_empty() || !relative.components().all(|part| matches!(part, Component::Normal(_))) {
-        let why = format!("file '{path}' is not inside the task's folder");
-        return Err(AgentError::BadLaunch { task: task.clone(), why });
-    }
-    let full = data.join(relative);
-    make_folder(full.parent().unwrap_or(data), 0o700)?;
-    Ok(full)
 }
 
 pub(crate) fn make_folder(path: &Path, mode: u32) -> Result<(), AgentError> {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::TcpListener;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use homeostat_model::{CellIdentity, CellLayout, CellName, LocalMachine, MachineSpec, STATE_FORMAT};
@@ -14,6 +14,11 @@ use sha2::{Digest, Sha256};
 const FIRST_TASK_USER: u32 = 77_000;
 /// Whoever listens here owns the block. The last address of a block is no machine's.
 const CLAIM_PORT: u16 = 7777;
+/// Everything that a cell has in its state folder. Nothing else is ever removed from there.
+const OWN: [&str; 11] =
+    ["cell.json", "cell.json.new", "store.redb", "lock", "down", TURN, "log", "packages", "shared", "machines", "checks"];
+/// Held by whoever makes, starts or removes the cell: they take turns.
+const TURN: &str = "turn";
 
 #[derive(Debug, thiserror::Error)]
 pub enum HomeError {
@@ -36,6 +41,8 @@ pub enum HomeError {
     },
     #[error("{state} belongs to cell '{found}', not '{asked}'; use another --state for it")]
     OtherCell { state: PathBuf, found: CellName, asked: CellName },
+    #[error("{0} holds other things ({1}) and no cell; choose an empty folder, or one that does not exist yet")]
+    NotEmpty(PathBuf, String),
     #[error("tasks run as user {uid}, which may not enter {path}; choose a --state below a folder that everybody may enter, such as /var/lib/homeostat")]
     Unreachable { uid: u32, path: PathBuf },
     #[error("all 254 blocks of addresses 127.77.N.0 are in use")]
@@ -109,8 +116,8 @@ pub fn make(state: &Path, name: &CellName, machines: &[MachineSpec]) -> Result<(
         Err(HomeError::NoCell(_)) => None,
         Err(error) => return Err(error),
     };
+    make_state(state)?;
     let root = rustix::process::geteuid().is_root();
-    make_folder(state, if root { 0o711 } else { 0o700 })?;
     let state = &fs::canonicalize(state).map_err(HomeError::io("cannot find", state))?;
     let block = match &existing {
         Some(identity) => identity.block,
@@ -120,7 +127,11 @@ pub fn make(state: &Path, name: &CellName, machines: &[MachineSpec]) -> Result<(
     if let Some(uid) = task_user {
         enterable(state, uid)?;
     }
-    let run = run_folder(state)?;
+    // It stays where it is: processes of the cell may live, and the environment of this one may be another.
+    let run = match &existing {
+        Some(identity) if is_ours(&identity.run) => identity.run.clone(),
+        Some(_) | None => run_folder(state)?,
+    };
     for folder in ["log", "packages", "shared", "machines", "checks"] {
         make_folder(&state.join(folder), 0o711)?;
     }
@@ -165,6 +176,58 @@ fn addressed(machines: &[MachineSpec], block: u8, existing: Option<&CellIdentity
         .collect()
 }
 
+/// Waits for the turn to make, start or remove the cell in `state`, whose folder is made if need be. The turn ends when the
+/// file is dropped.
+///
+/// # Errors
+/// When the folder is somebody else's, or cannot be used.
+pub fn take_turn(state: &Path) -> Result<fs::File, HomeError> {
+    loop {
+        make_state(state)?;
+        let path = state.join(TURN);
+        let file = fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(HomeError::io("cannot open", &path))?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
+            .map_err(|error| HomeError::io("cannot lock", &path)(error.into()))?;
+        let held = file.metadata().map_err(HomeError::io("cannot look at", &path))?;
+        // Whoever had the turn before may have removed the cell, and the file with it.
+        if fs::metadata(&path).is_ok_and(|there| (there.dev(), there.ino()) == (held.dev(), held.ino())) {
+            return Ok(file);
+        }
+    }
+}
+
+/// Makes the state folder. One that holds other things is refused: a cell is removed some day.
+fn make_state(state: &Path) -> Result<(), HomeError> {
+    if !CellLayout::identity(state).exists() {
+        let foreign = foreign(state)?;
+        if !foreign.is_empty() {
+            let few: Vec<String> = foreign.into_iter().take(3).collect();
+            return Err(HomeError::NotEmpty(state.to_owned(), few.join(", ")));
+        }
+    }
+    make_folder(state, if rustix::process::geteuid().is_root() { 0o711 } else { 0o700 })
+}
+
+/// What is in a folder and not of a cell.
+fn foreign(state: &Path) -> Result<Vec<String>, HomeError> {
+    let entries = match fs::read_dir(state) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(HomeError::io("cannot look into", state)(error)),
+    };
+    let mut names: Vec<String> =
+        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.retain(|name| !OWN.contains(&name.as_str()));
+    names.sort();
+    Ok(names)
+}
+
 fn make_folder(path: &Path, mode: u32) -> Result<(), HomeError> {
     if path.is_dir() {
         return Ok(());
@@ -185,16 +248,11 @@ fn enterable(state: &Path, uid: u32) -> Result<(), HomeError> {
 
 /// Short, the same for the same state folder, and nobody else's.
 fn run_folder(state: &Path) -> Result<PathBuf, HomeError> {
-    let uid = rustix::process::geteuid().as_raw();
-    let base = match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
-        // Long ones leave no room for the sockets' own names.
-        Some(path) if path.is_absolute() && path.is_dir() && path.as_os_str().len() < 30 => path.join("homeostat"),
-        Some(_) | None => PathBuf::from(format!("/tmp/homeostat-{uid}")),
-    };
+    let base = run_base();
     make_folder(&base, 0o711)?;
     let metadata = fs::symlink_metadata(&base).map_err(HomeError::io("cannot look at", &base))?;
     // Anybody may make a folder in /tmp; one that is not ours (or is a link) would let them answer for our sockets.
-    if metadata.uid() != uid || !metadata.is_dir() {
+    if !is_ours(&base) {
         return Err(HomeError::ForeignRun { path: base, owner: metadata.uid() });
     }
     let digest = Sha256::digest(state.as_os_str().as_encoded_bytes());
@@ -216,6 +274,25 @@ pub fn mark_up(layout: &CellLayout) -> Result<(), HomeError> {
     }
 }
 
+fn run_base() -> PathBuf {
+    let user = rustix::process::geteuid();
+    // Not in /tmp: what is old there is removed by the system, and a cell lives for longer than that.
+    if user.is_root() && Path::new("/run").is_dir() {
+        return PathBuf::from("/run/homeostat");
+    }
+    match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
+        // Long ones leave no room for the sockets' own names.
+        Some(path) if path.is_absolute() && path.is_dir() && path.as_os_str().len() < 30 => path.join("homeostat"),
+        Some(_) | None => PathBuf::from(format!("/tmp/homeostat-{}", user.as_raw())),
+    }
+}
+
+/// A folder, not a link to one, that belongs to the user of this process.
+fn is_ours(path: &Path) -> bool {
+    let uid = rustix::process::geteuid().as_raw();
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_dir() && found.uid() == uid)
+}
+
 /// Holds a block of addresses for as long as it lives.
 #[derive(Debug)]
 pub struct BlockClaim(#[allow(dead_code)] TcpListener);
@@ -235,17 +312,115 @@ fn free_block(state: &Path) -> Result<u8, HomeError> {
         .ok_or(HomeError::NoBlock)
 }
 
-/// Removes everything of a cell. Its processes must have ended.
+/// Removes everything of a cell, and nothing else. Its processes must have ended. What else is in the state folder stays,
+/// and the folder with it.
 ///
 /// # Errors
 /// When something cannot be removed.
 pub fn purge(layout: &CellLayout) -> Result<(), HomeError> {
-    for folder in [&layout.run, &layout.state] {
-        match fs::remove_dir_all(folder) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(HomeError::io("cannot remove", folder)(error)),
-        }
+    remove(&layout.run)?;
+    // Its identity goes last but for the turn: what is left of an interrupted removal is still known for a cell.
+    for name in OWN.iter().filter(|name| !["cell.json", TURN].contains(name)) {
+        remove(&layout.state.join(name))?;
     }
-    Ok(())
+    remove(&CellLayout::identity(&layout.state))?;
+    remove(&layout.state.join(TURN))?;
+    match fs::remove_dir(&layout.state) {
+        Ok(()) => Ok(()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => Ok(()),
+        Err(error) => Err(HomeError::io("cannot remove", &layout.state)(error)),
+    }
+}
+
+/// Removes a file, a folder with all that is in it, or a link but not what it leads to.
+fn remove(path: &Path) -> Result<(), HomeError> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(HomeError::io("cannot remove", path)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> CellName {
+        CellName::new(text).unwrap()
+    }
+
+    #[test]
+    fn a_folder_with_other_things_never_becomes_a_cell() {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join("thesis.tex"), "all of it").unwrap();
+        let refused = make(home.path(), &name("shop"), &[]).unwrap_err();
+        assert!(matches!(refused, HomeError::NotEmpty(_, _)) && refused.to_string().contains("thesis.tex"), "{refused}");
+        assert!(take_turn(home.path()).is_err());
+        assert_eq!(foreign(home.path()).unwrap(), ["thesis.tex"]);
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1, "nothing was put there");
+    }
+
+    #[test]
+    fn a_purge_removes_what_is_the_cells_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = CellLayout::new(folder.path().join("state"), folder.path().join("run"));
+        let turn = take_turn(&layout.state).unwrap();
+        for name in ["machines", "log"] {
+            fs::create_dir_all(layout.state.join(name).join("deep")).unwrap();
+        }
+        let elsewhere = folder.path().join("elsewhere");
+        fs::create_dir(&elsewhere).unwrap();
+        fs::write(elsewhere.join("precious"), "").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, layout.packages()).unwrap();
+        fs::write(layout.state.join("notes"), "").unwrap();
+        purge(&layout).unwrap();
+        drop(turn);
+        assert_eq!(foreign(&layout.state).unwrap(), ["notes"]);
+        assert_eq!(fs::read_dir(&layout.state).unwrap().count(), 1);
+        assert!(elsewhere.join("precious").exists());
+        fs::remove_file(layout.state.join("notes")).unwrap();
+        purge(&layout).unwrap();
+        assert!(!layout.state.exists());
+    }
+
+    #[test]
+    fn turns_are_taken_one_after_the_other_also_over_a_purge() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = CellLayout::new(folder.path().join("state"), folder.path().join("run"));
+        let first = take_turn(&layout.state).unwrap();
+        let state = layout.state.clone();
+        let second = std::thread::spawn(move || take_turn(&state).unwrap());
+        purge(&layout).unwrap();
+        drop(first);
+        let second = second.join().unwrap();
+        let there = fs::metadata(layout.state.join(TURN)).unwrap();
+        assert_eq!(there.ino(), second.metadata().unwrap().ino(), "it holds the file that is there");
+    }
+
+    #[test]
+    fn machines_keep_their_addresses() {
+        let machines: Vec<MachineSpec> = ["m1", "m2", "m3"]
+            .map(|name| {
+                let json = serde_json::json!({"name": name, "rack": "r", "capacity": {"cpu": 1, "memory": 1}});
+                serde_json::from_value(json).unwrap()
+            })
+            .to_vec();
+        let addresses = |machines: &[LocalMachine]| machines.iter().map(|m| m.address.clone()).collect::<Vec<_>>();
+        let before = CellIdentity {
+            format: STATE_FORMAT,
+            name: name("c"),
+            block: 9,
+            run: PathBuf::new(),
+            task_user: None,
+            machines: addressed(&machines[1..], 9, None),
+        };
+        assert_eq!(addresses(&before.machines), ["127.77.9.1", "127.77.9.2"]);
+        let after = addressed(&machines, 9, Some(&before));
+        assert_eq!(addresses(&after), ["127.77.9.3", "127.77.9.1", "127.77.9.2"]);
+    }
 }

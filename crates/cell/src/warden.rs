@@ -100,10 +100,24 @@ pub fn keep(identity: &CellIdentity, layout: &CellLayout, program: &Path, extra:
     Ok(())
 }
 
-/// The living children, by pid: which ward, and since when.
-type Living = Arc<Mutex<BTreeMap<i32, (usize, Instant)>>>;
+type Living = Arc<Mutex<Children>>;
 
-fn lock_living(living: &Living) -> std::sync::MutexGuard<'_, BTreeMap<i32, (usize, Instant)>> {
+#[derive(Default)]
+struct Children {
+    /// By pid: which ward, and since when.
+    alive: BTreeMap<i32, (usize, Instant)>,
+    wanted: Wanted,
+}
+
+/// Whether wards are still to be started. One may be in its pause when the cell ends, and must not begin after that.
+#[derive(Default, PartialEq, Eq)]
+enum Wanted {
+    #[default]
+    Yes,
+    No,
+}
+
+fn lock_living(living: &Living) -> std::sync::MutexGuard<'_, Children> {
     living.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -121,40 +135,37 @@ fn reap(program: &Path, layout: &CellLayout, wards: &Arc<Vec<Ward>>, living: &Li
             }
         };
         // The lock is held while a child is started and noted, so that its end cannot be seen before its beginning.
-        let Some((ward, began)) = lock_living(living).remove(&pid.as_raw_nonzero().get()) else { continue };
-        let code = status.exit_status();
-        if code == Some(DONE) {
-            if ward == CONTROLLER {
-                end_all(living);
-                return;
-            }
-            continue;
+        let ended = lock_living(living).alive.remove(&pid.as_raw_nonzero().get());
+        let Some((ward, began)) = ended else { continue };
+        let done = status.exit_status() == Some(DONE);
+        if done && ward == CONTROLLER {
+            end_all(living);
+            return;
         }
-        if began.elapsed() > SHORT_LIFE {
+        if done {
+            // An agent ends like this when the cell does; should the controller not get that far, it is needed again.
+            start_later(program, layout, wards, ward, living, PAUSE.1);
+        } else if began.elapsed() > SHORT_LIFE {
             pauses[ward] = PAUSE.0;
             start(program, layout, wards, ward, living);
-            continue;
+        } else {
+            let pause = pauses[ward];
+            pauses[ward] = (pause * 2).min(PAUSE.1);
+            start_later(program, layout, wards, ward, living, pause);
         }
-        let pause = pauses[ward];
-        pauses[ward] = (pause * 2).min(PAUSE.1);
-        let (program, layout, wards, again) =
-            (program.to_owned(), layout.clone(), Arc::clone(wards), Arc::clone(living));
-        std::thread::spawn(move || {
-            std::thread::sleep(pause);
-            start(&program, &layout, &wards, ward, &again);
-        });
     }
 }
 
 /// Ends the agents that the controller could not reach.
 fn end_all(living: &Living) {
+    lock_living(living).wanted = Wanted::No;
     let until = Instant::now() + END_WITHIN;
     let mut asked = false;
     while Instant::now() < until {
         while let Ok(Some((pid, _))) = rustix::process::wait(WaitOptions::NOHANG) {
-            lock_living(living).remove(&pid.as_raw_nonzero().get());
+            lock_living(living).alive.remove(&pid.as_raw_nonzero().get());
         }
-        let left: Vec<i32> = lock_living(living).keys().copied().collect();
+        let left: Vec<i32> = lock_living(living).alive.keys().copied().collect();
         if left.is_empty() {
             return;
         }
@@ -170,15 +181,37 @@ fn end_all(living: &Living) {
     }
 }
 
-/// Starts a ward. None gets a parent-death signal: they are to outlive this process.
-fn start(program: &Path, layout: &CellLayout, wards: &[Ward], ward: usize, living: &Living) {
-    let mut living = lock_living(living);
+/// Starts a ward, and tries again when that fails. None gets a parent-death signal: they are to outlive this process.
+fn start(program: &Path, layout: &CellLayout, wards: &Arc<Vec<Ward>>, ward: usize, living: &Living) {
+    let mut children = lock_living(living);
+    if children.wanted == Wanted::No {
+        return;
+    }
     match spawn(program, &wards[ward], &layout.log(&wards[ward].name)) {
         Ok(pid) => {
-            living.insert(pid, (ward, Instant::now()));
+            children.alive.insert(pid, (ward, Instant::now()));
         }
-        Err(error) => eprintln!("cannot start {}: {error}", wards[ward].name),
+        Err(error) => {
+            eprintln!("cannot start {}: {error}", wards[ward].name);
+            start_later(program, layout, wards, ward, living, PAUSE.1);
+        }
     }
+}
+
+fn start_later(
+    program: &Path,
+    layout: &CellLayout,
+    wards: &Arc<Vec<Ward>>,
+    ward: usize,
+    living: &Living,
+    pause: Duration,
+) {
+    let (program, layout, wards, living) =
+        (program.to_owned(), layout.clone(), Arc::clone(wards), Arc::clone(living));
+    std::thread::spawn(move || {
+        std::thread::sleep(pause);
+        start(&program, &layout, &wards, ward, &living);
+    });
 }
 
 fn spawn(program: &Path, ward: &Ward, log: &Path) -> std::io::Result<i32> {

@@ -129,15 +129,18 @@ pub(crate) struct SwitchoverOptions {
     pub to: Option<String>,
 }
 
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
 fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let number: u64 = number.parse().map_err(|_| "a number with a unit, such as 120s".to_owned())?;
-    match unit {
-        "ms" => Ok(Duration::from_millis(number)),
-        "s" | "" => Ok(Duration::from_secs(number)),
-        "m" => Ok(Duration::from_secs(number * 60)),
-        other => Err(format!("'{other}' is not a unit: ms, s or m")),
-    }
+    let duration = match unit {
+        "ms" => Duration::from_millis(number),
+        "s" | "" => Duration::from_secs(number),
+        "m" => Duration::from_secs(number.saturating_mul(60)),
+        other => return Err(format!("'{other}' is not a unit: ms, s or m")),
+    };
+    if duration <= LONGEST { Ok(duration) } else { Err("a day at most".to_owned()) }
 }
 
 #[cfg(test)]
@@ -157,5 +160,6 @@ mod tests {
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
         assert!(duration("2h").is_err());
         assert!(duration("s").is_err());
+        assert!(duration("18446744073709551615m").is_err());
     }
 }

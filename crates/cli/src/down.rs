@@ -29,7 +29,11 @@ pub(crate) async fn down(state: Option<PathBuf>, options: DownOptions) -> Result
     let controller_until = Instant::now() + CONTROLLER_WITHIN;
     let mut shown = String::new();
     let mut asked = false;
-    while warden::lock(&layout).map_err(Failure::cell)?.is_none() {
+    // Held until the end of this function: nobody starts what is being removed.
+    let _lock = loop {
+        if let Some(lock) = warden::lock(&layout).map_err(Failure::cell)? {
+            break lock;
+        }
         if !asked {
             match client.0.clone().down(DownRequest { by: me() }).await {
                 Ok(_) => asked = true,
@@ -54,15 +58,16 @@ pub(crate) async fn down(state: Option<PathBuf>, options: DownOptions) -> Result
                 .hint("see what it waits for with: homeostat status"));
         }
         tokio::time::sleep(LOOK_EVERY).await;
-    }
-    if !asked && still_runs(&layout) {
+    };
+    if still_runs(&layout) {
         return Err(Failure::cell(anyhow::anyhow!(
-            "tasks of {} run, but the processes that could stop them do not",
+            "tasks of {} run, but the processes that could stop them do not; nothing was removed",
             identity.name
         ))
         .hint("start them again with: homeostat up CELL_FOLDER, then: homeostat down"));
     }
     if options.purge {
+        let _turn = home::take_turn(&layout.state).map_err(Failure::cell)?;
         home::purge(&layout).map_err(Failure::cell)?;
         eprintln!("{} is down and everything of it is removed", identity.name);
     } else {

@@ -1,45 +1,49 @@
 //! The verbs that look, and the one that asks a database to change hands.
 
-use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use homeostat_api::v1::{ActRequest, CellEvent, EventsRequest, WhyRequest};
+use homeostat_model::CellLayout;
 
 use crate::args::{EndpointOptions, EventsOptions, LogsOptions, StatusOptions, SwitchoverOptions, WhyOptions};
-use crate::client::Client;
+use crate::client::{Client, me};
 use crate::failure::Failure;
 use crate::place;
-use crate::style::output;
+use crate::style::{output, say};
 use crate::tables;
+use crate::tail::last_lines;
 
 /// How often `logs --follow` looks for more.
 const FOLLOW_EVERY: Duration = Duration::from_millis(200);
 
 /// `homeostat` alone: the next thing to type.
 pub(crate) fn what_next(state: Option<&Path>) {
-    let cells = state.map_or_else(place::all, |state| vec![state.to_owned()]);
+    let given = |state: &Path| vec![state.to_owned()];
+    let mut cells = state.map_or_else(place::all, given);
+    cells.retain(|cell| CellLayout::identity(cell).is_file());
     if cells.is_empty() {
-        println!("There is no cell here yet. Turn one up:\n\n    homeostat up examples/shop\n");
+        say(format!("There is no cell here yet. Turn one up:\n\n    homeostat up examples/shop\n"));
     } else {
         for cell in &cells {
-            println!("cell in {}", cell.display());
+            say(format!("cell in {}", cell.display()));
         }
-        println!(
+        say(format!(
             "\nTry next:\n\n    homeostat status            what runs where\n    homeostat why NAME          why it is so\n    homeostat events --follow   what happens\n"
-        );
+        ));
     }
-    println!("All verbs: homeostat --help");
+    say(format!("All verbs: homeostat --help"));
 }
 
 pub(crate) async fn status(state: Option<PathBuf>, options: StatusOptions) -> Result<ExitCode, Failure> {
     let (_, layout) = place::find(state)?;
     let client = Client::new(&layout);
     if options.json {
-        println!("{}", client.status_json().await?);
+        say(client.status_json().await?);
     } else {
-        println!("{}", tables::everything(&client.status().await?, output()));
+        say(tables::everything(&client.status().await?, output()));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -47,7 +51,7 @@ pub(crate) async fn status(state: Option<PathBuf>, options: StatusOptions) -> Re
 pub(crate) async fn why(state: Option<PathBuf>, options: WhyOptions) -> Result<ExitCode, Failure> {
     let (_, layout) = place::find(state)?;
     let reply = Client::new(&layout).0.why(WhyRequest { name: options.name }).await?.into_inner();
-    println!("{}", if options.json { reply.json } else { reply.text });
+    say(if options.json { reply.json } else { reply.text });
     Ok(ExitCode::SUCCESS)
 }
 
@@ -56,11 +60,7 @@ pub(crate) async fn events(state: Option<PathBuf>, options: EventsOptions) -> Re
     let request = EventsRequest { after: 0, follow: options.follow, last: options.last };
     let mut stream = Client::new(&layout).events(request).await?;
     while let Some(event) = stream.message().await? {
-        let line = if options.json { event_json(&event) } else { event_line(&event) };
-        // A closed pipe (`| head`) ends it without noise.
-        if writeln!(std::io::stdout(), "{line}").is_err() {
-            break;
-        }
+        say(if options.json { event_json(&event) } else { event_line(&event) });
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -99,23 +99,19 @@ pub(crate) async fn logs(state: Option<PathBuf>, options: LogsOptions) -> Result
         .ok_or_else(|| Failure::cell(anyhow::anyhow!("{} has written nothing yet (in {})", task.name, task.logs)))?;
     let open = |error: std::io::Error| Failure::cell(anyhow::anyhow!(error).context(format!("cannot read {}", path.display())));
     let mut file = std::fs::File::open(&path).map_err(open)?;
-    let mut lines: Vec<String> = BufReader::new(&file).lines().map_while(Result::ok).collect();
-    lines.drain(..lines.len().saturating_sub(options.lines));
-    for line in lines {
-        println!("{line}");
-    }
-    while options.follow {
+    let mut out = std::io::stdout();
+    let text = last_lines(&mut file, options.lines).map_err(open)?;
+    // A reader that went away has what it wanted.
+    let mut read = out.write_all(&text).and_then(|()| out.flush()).is_ok();
+    while options.follow && read {
         let mut text = Vec::new();
         std::io::Read::read_to_end(&mut file, &mut text).map_err(open)?;
-        if std::io::stdout().write_all(&text).and_then(|()| std::io::stdout().flush()).is_err() {
-            break;
-        }
+        read = out.write_all(&text).and_then(|()| out.flush()).is_ok();
         tokio::time::sleep(FOLLOW_EVERY).await;
         // Rotated: what was written since is in a new file.
         let same = std::fs::metadata(&path).and_then(|now| Ok(is_same(&now, &file.metadata()?)));
         if matches!(same, Ok(false)) {
             file = std::fs::File::open(&path).map_err(open)?;
-            file.seek(SeekFrom::Start(0)).map_err(open)?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -139,21 +135,21 @@ pub(crate) async fn endpoint(state: Option<PathBuf>, options: EndpointOptions) -
         .as_deref()
         .ok_or_else(|| Failure::cell(anyhow::anyhow!("{} has no endpoint (yet)", service.name)))?;
     let Some(machine) = options.machine else {
-        println!("{endpoint}");
+        say(endpoint);
         return Ok(ExitCode::SUCCESS);
     };
     let found = identity.machines.iter().find(|known| known.spec.name.as_str() == machine);
     let found = found.ok_or_else(|| Failure::input(anyhow::anyhow!("there is no machine called '{machine}'")))?;
     let port = endpoint.rsplit(':').next().unwrap_or_default();
-    println!("{}:{port}", found.address);
+    say(format!("{}:{port}", found.address));
     Ok(ExitCode::SUCCESS)
 }
 
 pub(crate) async fn switchover(state: Option<PathBuf>, options: SwitchoverOptions) -> Result<ExitCode, Failure> {
     let (_, layout) = place::find(state)?;
     let arguments = options.to.into_iter().map(|to| ("to".to_owned(), to)).collect();
-    let request = ActRequest { service: options.cluster, verb: "switchover".into(), arguments };
+    let request = ActRequest { service: options.cluster, verb: "switchover".into(), arguments, by: me() };
     let reply = Client::new(&layout).0.act(request).await?.into_inner();
-    println!("{}", reply.text);
+    say(reply.text);
     Ok(ExitCode::SUCCESS)
 }

@@ -13,6 +13,7 @@ mod place;
 mod sql;
 mod style;
 mod tables;
+mod tail;
 mod up;
 mod view;
 
@@ -24,6 +25,8 @@ use crate::args::{Arguments, Verb};
 use crate::failure::Failure;
 
 fn main() -> ExitCode {
+    // What others must not read says so when it is made; what the tasks' user must enter may not depend on who typed `up`.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let words: Vec<std::ffi::OsString> = std::env::args_os().collect();
     if let Some(code) = hidden::run(&words) {
         return code;

@@ -1,46 +1,44 @@
 //! `homeostat sql`: a client as the application's user. The password never appears on a command line.
 
+use std::fs::{File, Permissions};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use homeostat_api::v1::SecretRequest;
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::args::SqlOptions;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::place;
+use crate::style::say;
 
 pub(crate) async fn sql(state: Option<PathBuf>, options: SqlOptions) -> Result<ExitCode, Failure> {
     let (_, layout) = place::find(state)?;
     let request = SecretRequest { service: options.cluster.clone(), name: "dsn".into(), machine: String::new() };
     let dsn = Client::new(&layout).0.secret(request).await?.into_inner().value;
     if options.dsn {
-        println!("{dsn}");
+        say(dsn);
         return Ok(ExitCode::SUCCESS);
     }
     let parts = parse(&dsn)
         .ok_or_else(|| Failure::bug(anyhow::anyhow!("the connection string of {} cannot be read", options.cluster)))?;
-    let path = layout.run.join(format!("client-{}.cnf", std::process::id()));
-    write_defaults(&path, &parts)
-        .map_err(|error| Failure::cell(anyhow::anyhow!(error).context(format!("cannot write {}", path.display()))))?;
+    let options_file = options_file(&parts)
+        .map_err(|error| Failure::cell(anyhow::anyhow!(error).context("cannot hand the password to the client")))?;
     let mut command = Command::new("mariadb");
-    command.arg(format!("--defaults-extra-file={}", path.display()));
+    command.arg(format!("--defaults-extra-file=/proc/self/fd/{}", options_file.as_raw_fd()));
     if let Some(statement) = &options.execute {
         command.args(["--batch", "--execute", statement]);
     }
     command.arg(parts.database);
-    let status = command.status();
-    // Gone before anything is reported: it holds a password.
-    let removed = std::fs::remove_file(&path);
-    let status = status.map_err(|error| {
-        Failure::cell(anyhow::anyhow!(error).context("cannot run the client 'mariadb'"))
-            .hint("install it (Debian: mariadb-client-core), or use your own with: homeostat sql --dsn")
-    })?;
-    removed.map_err(|error| Failure::cell(anyhow::anyhow!(error).context(format!("remove {} by hand", path.display()))))?;
-    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
-    Ok(ExitCode::from(code))
+    // The client takes this process's place: the terminal, its signals and its exit status are the client's own.
+    let error = command.exec();
+    Err(Failure::cell(anyhow::anyhow!(error).context("cannot run the client 'mariadb'"))
+        .hint("install it (Debian: mariadb-client-core), or use your own with: homeostat sql --dsn"))
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -62,13 +60,18 @@ fn parse(dsn: &str) -> Option<Parts<'_>> {
     Some(Parts { user, password, host, port, database: database.split('?').next()? })
 }
 
-fn write_defaults(path: &std::path::Path, parts: &Parts<'_>) -> std::io::Result<()> {
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+/// The client's options in memory, under no name that others could open and that would have to be removed again.
+fn options_file(parts: &Parts<'_>) -> std::io::Result<File> {
+    // Inherited by the client: not closed on exec.
+    let mut file = File::from(memfd_create("homeostat-sql", MemfdFlags::empty())?);
+    // The client passes over a file that everybody may write.
+    file.set_permissions(Permissions::from_mode(0o600))?;
     writeln!(
         file,
         "[client]\nuser={}\npassword={}\nhost={}\nport={}\nprotocol=TCP",
         parts.user, parts.password, parts.host, parts.port
-    )
+    )?;
+    Ok(file)
 }
 
 #[cfg(test)]

@@ -1,23 +1,24 @@
 //! `homeostat up`: reads the cell file, starts the cell in the background, and then only watches it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use homeostat_api::v1::ApplyRequest;
-use homeostat_cell::{home, warden};
+use homeostat_cell::home::{self, HomeError};
+use homeostat_cell::warden;
 use homeostat_cellfile::ProblemKind;
 use homeostat_model::{CellLayout, CellSpec};
-use rustix::fs::FlockOperation;
 
 use crate::args::UpOptions;
 use crate::client::{Client, me};
 use crate::failure::{Failure, Kind};
-use crate::style::{Output, output, word};
+use crate::style::{Output, clip, output, say, word};
 use crate::tables;
+use crate::tail::last_words;
 use crate::view::Status;
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -32,7 +33,7 @@ pub(crate) async fn up(state: Option<PathBuf>, options: UpOptions) -> Result<Exi
     let client = Client::new(&layout);
     apply(&client, &layout, &spec, began + options.deadline, start).await?;
     if options.detach {
-        return wait(&client, began, options.deadline).await;
+        return wait(&client, &layout, began, options.deadline).await;
     }
     watch(&client, &layout, began, options.deadline).await
 }
@@ -51,9 +52,11 @@ fn read(file: &Path) -> Result<CellSpec, Failure> {
 
 /// Makes the cell's home and starts its warden, unless one is there. Two `up`s at once take turns.
 fn start(state: &Path, spec: &CellSpec, external: &[String]) -> Result<CellLayout, Failure> {
-    let turn = take_turn(state)?;
-    let machines: Vec<_> = spec.machines.clone();
-    let (_, layout) = home::make(state, &spec.name, &machines).map_err(Failure::input)?;
+    let turn = home::take_turn(state).map_err(Failure::input)?;
+    if let Some(layout) = running(state, spec)? {
+        return Ok(layout);
+    }
+    let (_, layout) = home::make(state, &spec.name, &spec.machines).map_err(Failure::input)?;
     if warden::lock(&layout).map_err(Failure::cell)?.is_some() {
         // The lock was free and is released here: the warden takes it for itself.
         home::mark_up(&layout).map_err(Failure::cell)?;
@@ -65,15 +68,27 @@ fn start(state: &Path, spec: &CellSpec, external: &[String]) -> Result<CellLayou
     Ok(layout)
 }
 
-fn take_turn(state: &Path) -> Result<File, Failure> {
-    let parent = state.parent().unwrap_or(Path::new("/"));
-    let name = state.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let path = parent.join(format!(".{name}.up"));
-    let fail = |error: std::io::Error| Failure::input(anyhow::anyhow!(error).context(format!("cannot use {}", parent.display())));
-    std::fs::create_dir_all(parent).map_err(fail)?;
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(fail)?;
-    rustix::fs::flock(&file, FlockOperation::LockExclusive).map_err(|error| fail(error.into()))?;
-    Ok(file)
+/// The layout of the cell that runs in `state`, if one does. Its own processes know its machines from their start on, so
+/// these cannot change beneath them.
+fn running(state: &Path, spec: &CellSpec) -> Result<Option<CellLayout>, Failure> {
+    let (identity, layout) = match home::find(state) {
+        Ok(found) => found,
+        Err(HomeError::NoCell(_)) => return Ok(None),
+        Err(error) => return Err(Failure::input(error)),
+    };
+    // Another cell's state is refused when the home is made.
+    if identity.name != spec.name || warden::lock(&layout).map_err(Failure::cell)?.is_some() {
+        return Ok(None);
+    }
+    let mut before: Vec<_> = identity.machines.iter().map(|machine| &machine.spec).collect();
+    let mut now: Vec<_> = spec.machines.iter().collect();
+    before.sort_by_key(|machine| &machine.name);
+    now.sort_by_key(|machine| &machine.name);
+    if before == now {
+        return Ok(Some(layout));
+    }
+    Err(Failure::input(anyhow::anyhow!("the machines in the cell file are not those that {} runs with", spec.name))
+        .hint("machines change while the cell is down: homeostat down (its data stays), then up again"))
 }
 
 fn spawn_warden(layout: &CellLayout, external: &[String]) -> std::io::Result<()> {
@@ -101,10 +116,8 @@ fn await_warden(layout: &CellLayout) -> Result<(), Failure> {
 
 /// The end of a log, for a hint.
 fn tail(path: &Path) -> String {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().rev().take(3).collect();
-    let lines: Vec<&str> = lines.into_iter().rev().collect();
-    format!("the end of {}:\n  {}", path.display(), lines.join("\n  "))
+    let text = last_words(path, 3);
+    format!("the end of {}:\n  {}", path.display(), text.lines().collect::<Vec<_>>().join("\n  "))
 }
 
 /// Hands the specification to the controller, as soon as there is one. `start` again: the cell may have been on its way
@@ -116,13 +129,14 @@ async fn apply(
     until: Instant,
     start: impl Fn() -> Result<CellLayout, Failure>,
 ) -> Result<(), Failure> {
+    let since = SystemTime::now();
     let spec_json = serde_json::to_string(spec).map_err(|error| Failure::bug(anyhow::anyhow!(error)))?;
     loop {
         let request = ApplyRequest { spec_json: spec_json.clone(), by: me() };
         match client.0.clone().apply(request).await {
             Ok(_) => return Ok(()),
             Err(status) if status.code() == tonic::Code::Unavailable && Instant::now() < until => {
-                if let Some(failure) = controller_trouble(layout) {
+                if let Some(failure) = controller_trouble(layout, since) {
                     return Err(failure);
                 }
                 start()?;
@@ -137,23 +151,31 @@ async fn apply(
 }
 
 /// A controller that cannot start says why in its log and is started again and again; people should not have to wait
-/// for the deadline to learn that.
-fn controller_trouble(layout: &CellLayout) -> Option<Failure> {
+/// for the deadline to learn that. What it said before `since` may have been mended.
+fn controller_trouble(layout: &CellLayout, since: SystemTime) -> Option<Failure> {
     let path = layout.log("controller");
-    let age = path.metadata().ok()?.modified().ok()?.elapsed().ok()?;
-    let text = std::fs::read_to_string(&path).ok()?;
+    let said = path.metadata().ok()?.modified().ok()?;
+    let text = last_words(&path, 20);
     let last = text.lines().rev().find(|line| line.starts_with("homeostat controller: "))?;
-    let fresh = age < Duration::from_secs(2) && text.ends_with(&format!("{last}\n"));
+    let fresh = said >= since && text.ends_with(&format!("{last}\n"));
     let why = last.strip_prefix("homeostat controller: ")?;
     fresh.then(|| Failure::cell(anyhow::anyhow!("the controller cannot start: {why}")))
 }
 
 /// `--detach`: quiet until it is well, or the deadline.
-async fn wait(client: &Client, began: Instant, deadline: Duration) -> Result<ExitCode, Failure> {
+async fn wait(
+    client: &Client,
+    layout: &CellLayout,
+    began: Instant,
+    deadline: Duration,
+) -> Result<ExitCode, Failure> {
     loop {
         let status = client.status().await.ok();
+        if status.is_none() {
+            still_kept(layout)?;
+        }
         if let Some(status) = status.as_ref().filter(|status| status.is_well()) {
-            println!("{}", tables::services(status, output()));
+            say(tables::services(status, output()));
             eprintln!("up after {:.1} s", began.elapsed().as_secs_f64());
             return Ok(ExitCode::SUCCESS);
         }
@@ -162,6 +184,17 @@ async fn wait(client: &Client, began: Instant, deadline: Duration) -> Result<Exi
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// Fails when somebody took the cell down meanwhile. Asked in turn with other `up`s, which must not take this look for
+/// a warden.
+fn still_kept(layout: &CellLayout) -> Result<(), Failure> {
+    // Looked at first: a cell that was removed is not to get a new folder.
+    let kept = CellLayout::identity(&layout.state).exists() && {
+        let _turn = home::take_turn(&layout.state).map_err(Failure::cell)?;
+        matches!(warden::lock(layout), Ok(None))
+    };
+    if kept { Ok(()) } else { Err(Failure::cell(anyhow::anyhow!("the cell was taken down before it was up"))) }
 }
 
 fn late(status: Option<&Status>, deadline: Duration) -> Failure {
@@ -183,13 +216,15 @@ async fn watch(
     let mut told_late = false;
     loop {
         let status = client.status().await.ok();
+        if status.is_none() {
+            still_kept(layout)?;
+        }
         if let Some(status) = &status {
             screen.show(progress(status, screen.output));
             if status.is_well() {
-                println!();
-                println!("{}", tables::services(status, screen.output));
-                println!("\nup after {:.1} s; {}\n", began.elapsed().as_secs_f64(), status.tally());
-                println!("{}", try_next(status, layout));
+                say(format!("\n{}", tables::services(status, screen.output)));
+                say(format!("\nup after {:.1} s; {}\n", began.elapsed().as_secs_f64(), status.tally()));
+                say(try_next(status, layout));
                 return Ok(ExitCode::SUCCESS);
             }
         }
@@ -247,9 +282,8 @@ impl Screen {
                 }
                 let width = columns();
                 for line in &lines {
-                    // A wrapped line would break the count; colours take no place on the screen.
-                    let line: String = line.chars().take(width.saturating_sub(1) + 9).collect();
-                    text.push_str(&format!("\x1b[2K{line}\x1b[0m\n"));
+                    // A wrapped line would break the count.
+                    text.push_str(&format!("\x1b[2K{}\n", clip(line, width.saturating_sub(1))));
                 }
                 for _ in lines.len()..self.drawn {
                     text.push_str("\x1b[2K\n");

@@ -98,7 +98,7 @@ fn accept(core: &Core, machine: &str, protocol: u32, highest_term: u64) -> Resul
     Ok(name)
 }
 
-/// Whether the task has this place, or had it before its agent was asked to forget it.
+/// Whether the task was given this place.
 fn is_placed(core: &Core, event: &TaskEvent) -> bool {
     let place = TaskName::new(event.task.clone()).ok().and_then(|task| core.placements.of(&task));
     place.is_some_and(|place| {

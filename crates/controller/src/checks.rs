@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,6 +13,8 @@ use homeostat_model::{
     CheckName, CheckSpec, CheckTarget, FileTemplate, MachineName, ProbeSpec, ServiceName, Template, Variable,
 };
 use homeostat_probes::{CommandProbe, HttpProbe, Probe, Prober, RunAs, SqlProbe, SqlUrl};
+use homeostat_supervisor::beneath;
+use homeostat_supervisor::launch::UserIds;
 use homeostat_prodtest::{Change, Engine, EngineConfig, Moment, Observation, Outcome, Run, Suite, Unknown, Verdict};
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -201,6 +204,11 @@ fn publish(checks: &Checks, engine: &Engine, specs: &BTreeMap<CheckName, Arc<Che
     *checks.views.lock().unwrap_or_else(PoisonError::into_inner) = views;
 }
 
+fn mentions_secret(text: &str) -> Result<bool, Refusal> {
+    let template = Template::parse(text).map_err(|error| Refusal::bad_request(error.to_string()))?;
+    Ok(template.variables().any(|variable| matches!(variable, Variable::Secret { .. })))
+}
+
 fn about(target: &CheckTarget) -> String {
     match target {
         CheckTarget::Service(name) => name.to_string(),
@@ -320,6 +328,10 @@ impl Eyes {
                 self.prepare(&dir, files).await?;
                 let mut argv = Vec::new();
                 for word in command {
+                    // Anybody on the machine can read a command line.
+                    if mentions_secret(word)? {
+                        return Err(Refusal::bad_request(format!("'{word}': a secret may stand in a file only")));
+                    }
                     argv.push(self.fill(word, &dir, path.as_deref()).await?);
                 }
                 Ok(Probe::Command(CommandProbe { argv, run_as: self.run_as(), dir, env: BTreeMap::new() }))
@@ -338,16 +350,14 @@ impl Eyes {
     /// Makes the check's own folder, with its files.
     async fn prepare(&self, dir: &Path, files: &[FileTemplate]) -> Result<(), Refusal> {
         let fail = |error: std::io::Error| Refusal::internal(format!("cannot prepare {}: {error}", dir.display()));
-        std::fs::create_dir_all(dir).map_err(fail)?;
-        if let Some(user) = self.run_as() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(fail)?;
+        let user = self.run_as().map(|user| UserIds { uid: user.uid, gid: user.gid });
+        if let Some(user) = user {
             std::os::unix::fs::chown(dir, Some(user.uid), Some(user.gid)).map_err(fail)?;
         }
         for file in files {
-            let path = dir.join(&file.path);
-            std::fs::write(&path, self.fill(&file.content, dir, None).await?).map_err(fail)?;
-            if let Some(user) = self.run_as() {
-                std::os::unix::fs::chown(&path, Some(user.uid), Some(user.gid)).map_err(fail)?;
-            }
+            let content = self.fill(&file.content, dir, None).await?;
+            beneath::write(dir, &file.path, content.as_bytes(), user).map_err(fail)?;
         }
         Ok(())
     }

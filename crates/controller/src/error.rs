@@ -9,6 +9,12 @@ use homeostat_store::{OpenError, StoreError};
 pub enum ControllerError {
     #[error("cannot open the store")]
     Open(#[from] OpenError),
+    #[error("cannot keep others from reading {path}")]
+    Private {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("the store did not do as asked")]
     Store(#[from] StoreError),
     #[error("the store's key {key} cannot be read: {error}")]
@@ -60,6 +66,7 @@ impl From<ControllerError> for Refusal {
                 Refusal::bad_request(line)
             }
             ControllerError::Open(_)
+            | ControllerError::Private { .. }
             | ControllerError::Store(_)
             | ControllerError::Garbled { .. }
             | ControllerError::BadPlan(_)

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use homeostat_api::v1::{TurnupRequest, to_agent, Shutdown};
+use homeostat_api::v1::{ActReply, ActRequest, Shutdown, TurnupRequest, to_agent};
 use homeostat_api::{AdminServer, Refusal};
 use homeostat_journal::{Asker, Outcome, Person};
-use homeostat_model::{CellSpec, OperationId, ServiceName};
+use homeostat_model::{CellSpec, OperationId, ProcedureName, ServiceName};
 use homeostat_ops::{Executor, OpsError, Procedure};
-use homeostat_turnup::{Cell, Direction, TurnProcedure, turndown, turndown_procedure, turnup, turnup_procedure};
+use homeostat_turnup::{Act, ActProcedure, Cell, Direction, TurnProcedure, turndown, turndown_procedure, turnup, turnup_procedure};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -63,6 +63,10 @@ impl Leader {
                 self.drive(id, Direction::Up);
             } else if *procedure == turndown_procedure() {
                 self.drive(id, Direction::Down);
+            } else if let Some(act) = Act::of(operation.plan().draft()) {
+                let procedure = Arc::new(ActProcedure::new(act, Arc::new(LeaderCell(Arc::clone(self)))));
+                let leader = Arc::clone(self);
+                tokio::spawn(async move { leader.executor.run(&id, procedure).await });
             }
         }
         Ok(())
@@ -100,6 +104,39 @@ impl Leader {
         self.core.events.add("operation", id.as_str(), "turndown begins");
         self.drive(id.clone(), Direction::Down);
         Ok(id.to_string())
+    }
+
+    /// A verb of a service's own, as an operation: planned by the service, written down, then carried out.
+    pub(crate) async fn act(self: &Arc<Self>, request: ActRequest) -> Result<ActReply, Refusal> {
+        let bad = |error: homeostat_model::BadName| Refusal::bad_request(error.to_string());
+        let service = ServiceName::new(request.service.clone()).map_err(bad)?;
+        let admin = self
+            .services
+            .admin(&service)
+            .ok_or_else(|| Refusal::not_found(format!("{service} is not a service of this cell")))?;
+        let verb = ProcedureName::new(request.verb.clone()).map_err(bad)?;
+        let by = request.by.clone();
+        let mut planning = request;
+        planning.arguments.insert("plan".to_owned(), String::new());
+        let plan = admin.act(planning).await?;
+        let arguments = serde_json::from_str(&plan.detail_json)
+            .map_err(|error| Refusal::internal(format!("{service} planned {verb} unreadably: {error}")))?;
+        let act = Act { service, verb, arguments };
+        let draft = act.draft(plan.text, Asker::Person(Person(by)));
+        let operation = self.executor.submit(draft).await.map_err(|error| match error {
+            OpsError::Busy { .. } => Refusal::not_now(error.to_string()),
+            other => operation_error(other).into(),
+        })?;
+        let id = operation.id().clone();
+        self.core.events.add("operation", id.as_str(), operation.plan().draft().why.clone());
+        let procedure = Arc::new(ActProcedure::new(act, Arc::new(LeaderCell(Arc::clone(self)))));
+        let outcome = self.executor.run(&id, Arc::clone(&procedure) as Arc<dyn Procedure>).await;
+        let answer = procedure.answer();
+        match (answer, outcome) {
+            (Some(answer), _) => answer,
+            (None, Ok(_)) => Err(Refusal::unknown(format!("operation {id} ended before it was carried out"))),
+            (None, Err(error)) => Err(operation_error(error).into()),
+        }
     }
 
     async fn stop_unfinished(&self, why: &str) -> Result<(), ControllerError> {

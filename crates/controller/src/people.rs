@@ -66,11 +66,7 @@ impl Cell for People {
     }
 
     async fn act(&self, request: Request<ActRequest>) -> Answer<ActReply> {
-        let request = request.into_inner();
-        let service = service(&request.service)?;
-        let admin = self.0.services.admin(&service).ok_or_else(|| unknown(&service))?;
-        self.0.core.events.add("person", service.as_str(), format!("{} was asked for", request.verb));
-        Ok(Response::new(admin.act(request).await?))
+        Ok(Response::new(self.0.act(request.into_inner()).await?))
     }
 
     async fn secret(&self, request: Request<SecretRequest>) -> Answer<SecretReply> {
@@ -115,7 +111,10 @@ async fn follow(
             return;
         }
     }
-    while follow {
+    if !follow {
+        return;
+    }
+    loop {
         match live.recv().await {
             Ok(event) if event.number <= last => {}
             Ok(event) => {

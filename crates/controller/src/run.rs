@@ -1,5 +1,8 @@
 //! A controller's life: open the store, take the next term, serve until the cell is down.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use homeostat_api::uds;
@@ -29,6 +32,7 @@ pub struct ControllerOptions {
 pub async fn run(options: ControllerOptions) -> Result<(), ControllerError> {
     let store: Arc<dyn Store> =
         Arc::new(EmbeddedStore::open(&options.layout.store(), EmbeddedConfig { keep_revisions: EmbeddedConfig::KEEP_REVISIONS }).await?);
+    keep_private(&options.layout.store())?;
     let term = next_term(&*store).await?;
     let executor = Executor::open(Arc::clone(&store), term, Arc::new(SystemClock))
         .await
@@ -58,6 +62,12 @@ pub async fn run(options: ControllerOptions) -> Result<(), ControllerError> {
     }
     drop(std::fs::remove_file(&socket));
     Ok(())
+}
+
+/// The store holds secrets, in a folder that tasks' users may enter. It is empty until here when it was just made.
+fn keep_private(path: &Path) -> Result<(), ControllerError> {
+    std::fs::set_permissions(path, Permissions::from_mode(0o600))
+        .map_err(|source| ControllerError::Private { path: path.to_owned(), source })
 }
 
 /// Each leader takes the term after the last one, durably, before it does anything.

@@ -125,7 +125,7 @@ fn explain_check(status: &Value, check: &Value, depth: usize, lines: &mut Vec<St
 async fn last_change(leader: &Leader, name: &str) -> Option<(String, Value)> {
     let service = ServiceName::new(name).ok()?;
     let admin = leader.services.admin(&service)?;
-    let request = ActRequest { service: name.to_owned(), verb: "explain".into(), arguments: Default::default() };
+    let request = ActRequest { service: name.to_owned(), verb: "explain".into(), ..ActRequest::default() };
     let reply = admin.act(request).await.ok()?;
     Some((reply.text, serde_json::from_str(&reply.detail_json).unwrap_or(Value::Null)))
 }

@@ -7,8 +7,10 @@
 //! | [`endpoint`] | the body of `homeostat endpoint RUN_DIR`: the forwarder by which clients reach services |
 //! | [`launch`], [`protocol`], [`line`] | what agents and supervisors tell each other; frozen |
 //! | [`find`], [`leftovers`] | the agent's side: who is there, and cleaning up after one that died |
+//! | [`beneath`] | files in the folder of a task that is nobody's friend |
 //! | [`run`], [`spawn`], [`cgroup`], [`logs`], [`process`] | the parts, also of use to keepers |
 
+pub mod beneath;
 pub mod cgroup;
 mod control;
 pub mod endpoint;

@@ -117,7 +117,7 @@ impl TurnProcedure {
     }
 }
 
-fn step_error(refusal: Refusal) -> StepError {
+pub(crate) fn step_error(refusal: Refusal) -> StepError {
     match refusal.kind {
         RefusalKind::BadRequest | RefusalKind::Stale => StepError::final_(refusal.message),
         RefusalKind::NotFound | RefusalKind::NotNow | RefusalKind::Unknown | RefusalKind::Internal => {

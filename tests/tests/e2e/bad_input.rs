@@ -244,11 +244,12 @@ fn a_full_disk_is_named_and_nothing_is_lost() {
 }
 
 fn full_from_the_start() {
-    let home = Home::new().with_disk(64);
-    home.fill_disk();
-    let cell = Cell::at(home, &plain()).with_state("disk/state");
+    let cell = Cell::at(Home::new().with_disk(16 * 1024), &plain()).with_state("disk/state");
+    cell.home().fill_disk();
     let ran = cell.try_up(Duration::from_secs(60)).one_error_of(&[1, 2]).says("No space left");
     assert!(ran.took < SOON, "it waited for the deadline: {ran}");
+    cell.home().free_disk();
+    cell.turn_up();
 }
 
 fn full_later() {

@@ -64,14 +64,16 @@ impl Shop {
         rows.iter().filter(|row| row["role"] == role).map(|row| row["task"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// The server of a member. Its keeper is the member's task.
+    /// The server of a member, if it lives. Its keeper is the member's task.
+    fn find_server(status: &Status, member: &str) -> Option<Process> {
+        let rows = status.find("sql", "shop-db")?["members"].as_array()?;
+        let pid = rows.iter().find(|row| row["task"] == member)?["pid"].as_i64()?;
+        Process::find(i32::try_from(pid).ok()?)
+    }
+
     #[track_caller]
     fn server(status: &Status, member: &str) -> Process {
-        let rows = Self::cluster(status)["members"].as_array().cloned().unwrap_or_default();
-        let row = rows.iter().find(|row| row["task"] == member);
-        row.and_then(|row| row["pid"].as_i64())
-            .and_then(|pid| Process::find(i32::try_from(pid).ok()?))
-            .unwrap_or_else(|| panic!("{member} has no living server: {}", status.0))
+        Self::find_server(status, member).unwrap_or_else(|| panic!("{member} has no living server: {}", status.0))
     }
 
     fn primary(status: &Status) -> String {
@@ -154,14 +156,24 @@ impl Shop {
         self.is_well_again()
     }
 
-    /// Kills something that is not to cost the primary its role.
-    fn bear(&self, what: &str, victim: Process) -> Status {
+    /// Kills something that is not to cost the primary its role, and waits until there is another in its place.
+    fn bear(&self, what: &str, role: impl Fn(&Status) -> Option<Process>) -> Status {
         let before = self.cell.status();
+        let victim = role(&before).unwrap_or_else(|| panic!("there is no {what}: {}", before.0));
         victim.kill();
-        wait_until(&format!("{what} is gone"), SERVED, || !victim.lives());
+        self.cell.await_status(&format!("another {what}"), WELL, |status| match role(status) {
+            Some(now) if now != victim => Ok(()),
+            found => Err(format!("{found:?}, killed {victim:?}")),
+        });
         let after = self.is_well_again();
         assert_eq!(Self::primary(&after), Self::primary(&before), "the primary changed after {what}");
+        assert_eq!(Self::epoch(&after), Self::epoch(&before), "the epoch changed after {what}");
         after
+    }
+
+    /// As [`Self::bear`], for what the status names.
+    fn bear_process(&self, what: &str) -> Status {
+        self.bear(what, |status| status.pids().get(what).copied())
     }
 }
 
@@ -176,16 +188,13 @@ fn the_shop_survives_the_death_of_anyone() {
     let now = std::time::Instant::now;
 
     let began = now();
-    let status = shop.cell.status();
-    shop.bear("a web task", status.process("task shop-web-0"));
+    shop.bear_process("task shop-web-0");
     note("a web task", began);
 
     let began = now();
     let status = shop.cell.status();
     let replica = Shop::members(&status, "replica").remove(0);
-    let victim = Shop::server(&status, &replica);
-    let after = shop.bear("a replica's server", victim);
-    assert_ne!(Shop::server(&after, &replica), victim, "it was started again");
+    shop.bear("a replica's server", |status| Shop::find_server(status, &replica));
     note("a replica's server", began);
 
     let began = now();
@@ -204,7 +213,7 @@ fn the_shop_survives_the_death_of_anyone() {
     let status = shop.cell.status();
     let replica = Shop::members(&status, "replica").remove(0);
     let server = Shop::server(&status, &replica);
-    shop.bear("a replica's keeper", status.process(&format!("supervisor {replica}")));
+    shop.bear_process(&format!("supervisor {replica}"));
     assert!(!server.lives(), "the server goes on without its keeper");
     note("a replica's keeper", began);
 
@@ -220,7 +229,7 @@ fn the_shop_survives_the_death_of_anyone() {
         let began = now();
         let status = shop.cell.status();
         let server = Shop::server(&status, &Shop::primary(&status));
-        shop.bear(what, status.process(what));
+        shop.bear_process(what);
         assert!(server.lives(), "the primary did not outlive {what}");
         note(what, began);
     }
@@ -228,7 +237,7 @@ fn the_shop_survives_the_death_of_anyone() {
     let status = shop.cell.status();
     let primary = Shop::primary(&status);
     let machine = status.row("tasks", &primary)["machine"].as_str().unwrap().to_owned();
-    shop.bear("the agent of the primary", status.process(&format!("agent {machine}")));
+    shop.bear_process(&format!("agent {machine}"));
     note("the agent of the primary", began);
     assert!(Shop::server(&shop.cell.status(), &primary).lives());
 

@@ -19,8 +19,10 @@ use tokio::time::timeout;
 use super::own::Own;
 use super::run::{Command, Loop, Published, QUEUE};
 use super::story::Change;
-use super::view::{Situation, Wished, look};
+use super::view::{Copying, Situation, Wished, look};
 
+/// The argument that asks for a plan instead of the deed (contract.proto, `ActRequest`).
+const PLAN: &str = "plan";
 /// Commands that may wait for the loop.
 const COMMANDS: usize = 64;
 /// A switchover has its own bound in the decider; this covers the way back to the old primary after it.
@@ -124,6 +126,44 @@ impl SqlServer {
         let wish = wish.await.map_err(|_| self.ended())??;
         self.carried_out(wish, Wished::Down, ServiceState::Down)
             .await
+    }
+
+    /// The member open for writes, as published last.
+    fn primary(&self) -> Option<String> {
+        self.view.borrow().looks.cluster.primary.clone()
+    }
+
+    /// Makes a switchover definite and changes nothing: from whom, to whom. Carried out with these arguments it may be
+    /// repeated.
+    fn plan_switchover(&self, to: Option<MemberId>) -> Result<ActReply, Refusal> {
+        let cluster = self.view.borrow().looks.cluster.clone();
+        let service = &self.service;
+        let from = cluster
+            .primary
+            .ok_or_else(|| Refusal::not_now(format!("{service} has no primary now; see: why")))?;
+        let to = match to {
+            Some(to) => to.to_string(),
+            None => cluster
+                .members
+                .iter()
+                .find(|member| {
+                    member.task != from && member.acker == Copying::Acker && member.state == "well"
+                })
+                .map(|member| member.task.clone())
+                .ok_or_else(|| {
+                    Refusal::not_now(format!("no member of {service} can take over now; see: why"))
+                })?,
+        };
+        if to == from {
+            return Err(Refusal::not_now(format!("{to} is the primary already")));
+        }
+        if !cluster.members.iter().any(|member| member.task == to) {
+            return Err(Refusal::bad_request(format!("{to} is not a member of {service}")));
+        }
+        Ok(ActReply {
+            text: format!("make {to} the primary of {service} instead of {from}"),
+            detail_json: serde_json::json!({ "from": from, "to": to }).to_string(),
+        })
     }
 
     async fn switch_over(&self, to: Option<MemberId>) -> Result<ActReply, Refusal> {
@@ -297,9 +337,26 @@ impl AdminServer for SqlServer {
         match request.verb.as_str() {
             "switchover" => {
                 let to = request.arguments.get("to").filter(|to| !to.is_empty());
-                let to = to.map(MemberId::new).transpose();
-                self.switch_over(to.map_err(|error| Refusal::bad_request(error.to_string()))?)
-                    .await
+                let to = to
+                    .map(MemberId::new)
+                    .transpose()
+                    .map_err(|error| Refusal::bad_request(error.to_string()))?;
+                if request.arguments.contains_key(PLAN) {
+                    return self.plan_switchover(to);
+                }
+                let already = to.as_ref().map(MemberId::as_str) == self.primary().as_deref();
+                match request.arguments.get("from") {
+                    // Planned, and done already: a journal repeats what it did not see the end of.
+                    Some(from) if already && to.is_some() => Ok(ActReply {
+                        text: format!(
+                            "the primary role of {} went from {from} to {}",
+                            self.service,
+                            self.primary().unwrap_or_default()
+                        ),
+                        detail_json: String::new(),
+                    }),
+                    Some(_) | None => self.switch_over(to).await,
+                }
             }
             "explain" => self.explain().await,
             other => {

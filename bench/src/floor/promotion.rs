@@ -1,0 +1,180 @@
+//! The statements of a failover, sent by hand, each with the time it took.
+
+use std::cell::RefCell;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use mysql_async::{Conn, Row};
+
+use super::server::{batch, word};
+use crate::steps::Steps;
+
+pub(super) struct Replica<'a> {
+    /// Open already.
+    pub admin: &'a mut Conn,
+    /// The id that it writes under.
+    pub own_id: usize,
+    /// How others replicate from it.
+    pub source: &'a str,
+}
+
+/// Writes down when each statement was over, and how long it took.
+pub(super) struct Stopwatch<'a> {
+    killed: Instant,
+    steps: RefCell<&'a mut Steps>,
+}
+
+impl<'a> Stopwatch<'a> {
+    pub(super) fn new(killed: Instant, steps: &'a mut Steps) -> Self {
+        Self {
+            killed,
+            steps: RefCell::new(steps),
+        }
+    }
+
+    /// Runs a statement of this replica.
+    async fn run(
+        &self,
+        who: &str,
+        what: &str,
+        admin: &mut Conn,
+        sql: &str,
+    ) -> anyhow::Result<Vec<Vec<Row>>> {
+        let began = Instant::now();
+        let sets = batch(admin, sql)
+            .await
+            .with_context(|| format!("{who}: {what}"))?;
+        let ms = |since: Instant| since.elapsed().as_secs_f64() * 1e3;
+        self.steps
+            .borrow_mut()
+            .add(&format!("{who}: {what}"), ms(self.killed), Some(ms(began)));
+        Ok(sets)
+    }
+}
+
+/// Makes one of two replicas of a dead primary the new one, the other its replica, and calls `open` with the number of
+/// the new one as soon as that accepts writes. Returns that number.
+pub(super) async fn promote(
+    replicas: &mut [Replica<'_>; 2],
+    watch: &Stopwatch<'_>,
+    open: impl FnOnce(usize),
+) -> anyhow::Result<usize> {
+    let [a, b] = replicas;
+    // Both have to stop before either may be chosen: an acknowledged order is in at least one of them.
+    let (received_a, received_b) =
+        tokio::try_join!(stop_receiving(a, watch), stop_receiving(b, watch))?;
+    let (chosen, new, other) = if received_a.sequence()? >= received_b.sequence()? {
+        (0, (a, received_a), (b, received_b))
+    } else {
+        (1, (b, received_b), (a, received_a))
+    };
+    let source = new.0.source;
+    let opening = async {
+        take_over(new.0, &new.1, watch).await?;
+        open(chosen);
+        Ok(())
+    };
+    tokio::try_join!(opening, follow(other.0, &other.1, source, watch))?;
+    Ok(chosen)
+}
+
+/// The end of a received log.
+struct Received(String);
+
+impl Received {
+    /// There is one domain and one history here, so the sequence number alone orders positions.
+    fn sequence(&self) -> anyhow::Result<u64> {
+        let number = self
+            .0
+            .rsplit('-')
+            .next()
+            .and_then(|number| number.parse().ok());
+        number.with_context(|| format!("'{}' is no position", self.0))
+    }
+}
+
+async fn stop_receiving(
+    replica: &mut Replica<'_>,
+    watch: &Stopwatch<'_>,
+) -> anyhow::Result<Received> {
+    const THREAD: &str =
+        "SELECT ID AS id FROM information_schema.PROCESSLIST WHERE COMMAND = 'Slave_IO'";
+    const WHO: &str = "EACH";
+    let admin = &mut *replica.admin;
+    let id = word(
+        &watch.run(WHO, "find the IO thread", admin, THREAD).await?,
+        0,
+        "id",
+    );
+    // It may have ended by itself: then there is nobody to kill.
+    let _ = watch
+        .run(WHO, "KILL the IO thread", admin, &format!("KILL {id}"))
+        .await;
+    watch
+        .run(WHO, "STOP SLAVE IO_THREAD", admin, "STOP SLAVE IO_THREAD")
+        .await?;
+    let sets = watch
+        .run(WHO, "SHOW SLAVE STATUS", admin, "SHOW SLAVE STATUS")
+        .await?;
+    Ok(Received(word(&sets, 0, "Gtid_IO_Pos")))
+}
+
+async fn take_over(
+    new: &mut Replica<'_>,
+    received: &Received,
+    watch: &Stopwatch<'_>,
+) -> anyhow::Result<()> {
+    const WHO: &str = "NEW";
+    wait_for_applier(WHO, new.admin, received, watch).await?;
+    let own = format!(
+        "SET GLOBAL rpl_semi_sync_slave_enabled = OFF, server_id = {}",
+        new.own_id
+    );
+    for (what, sql) in [
+        ("STOP SLAVE", "STOP SLAVE"),
+        ("RESET SLAVE ALL", "RESET SLAVE ALL"),
+        ("no acker any more, own id", own.as_str()),
+        (
+            "wait for ackers",
+            "SET GLOBAL rpl_semi_sync_master_enabled = ON",
+        ),
+        ("read_only = OFF", "SET GLOBAL read_only = OFF"),
+    ] {
+        watch.run(WHO, what, new.admin, sql).await?;
+    }
+    Ok(())
+}
+
+async fn follow(
+    other: &mut Replica<'_>,
+    received: &Received,
+    source: &str,
+    watch: &Stopwatch<'_>,
+) -> anyhow::Result<()> {
+    const WHO: &str = "OTHER";
+    // What it received has to be applied first: naming another source would throw it away.
+    wait_for_applier(WHO, other.admin, received, watch).await?;
+    let change = format!("CHANGE MASTER TO {source}");
+    for (what, sql) in [
+        ("STOP SLAVE", "STOP SLAVE"),
+        ("CHANGE MASTER", change.as_str()),
+        ("START SLAVE", "START SLAVE"),
+    ] {
+        watch.run(WHO, what, other.admin, sql).await?;
+    }
+    Ok(())
+}
+
+async fn wait_for_applier(
+    who: &str,
+    admin: &mut Conn,
+    received: &Received,
+    watch: &Stopwatch<'_>,
+) -> anyhow::Result<()> {
+    let wait = format!("SELECT MASTER_GTID_WAIT('{}', 10) AS late", received.0);
+    let sets = watch.run(who, "wait for the applier", admin, &wait).await?;
+    if word(&sets, 0, "late") != "0" {
+        bail!("{} is not applied", received.0);
+    }
+    Ok(())
+}
