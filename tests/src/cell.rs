@@ -1,5 +1,6 @@
 //! One cell under test.
 
+use std::cell::RefCell;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
@@ -28,9 +29,11 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// Taken down, purged and looked after when dropped.
 pub struct Cell {
     home: Home,
-    /// Below the home, unless the test put it on another disk.
+    /// Below the home; perhaps on another disk.
     state: PathBuf,
     file: PathBuf,
+    /// Where its sockets are, once that is known. Only the cell decides that, and writes it down.
+    run: RefCell<Option<PathBuf>>,
 }
 
 impl Cell {
@@ -42,7 +45,7 @@ impl Cell {
     pub fn at(home: Home, text: &str) -> Self {
         let file = home.write("cell.star", text);
         let state = home.state();
-        Self { home, state, file }
+        Self { home, state, file, run: RefCell::default() }
     }
 
     /// With its state in another folder below its home.
@@ -96,6 +99,8 @@ impl Cell {
     /// Runs a verb to its end.
     #[track_caller]
     pub fn run_within(&self, words: &[&str], within: Duration) -> Ran {
+        // Known before the cell is gone, and this file with it.
+        self.run_folder();
         Running::start(self.command(words)).finish(within)
     }
 
@@ -188,9 +193,23 @@ impl Cell {
 
     // ---- processes
 
-    /// Every living process of this cell.
+    /// Every living process of this cell: all that is started for it has its home or its run folder in its words, its
+    /// environment or its working folder.
     pub fn processes(&self) -> Vec<Process> {
-        process::mentioning(self.home.path())
+        process::mentioning(&self.places())
+    }
+
+    fn run_folder(&self) -> Option<PathBuf> {
+        let text = fs::read(self.state.join("cell.json")).unwrap_or_default();
+        let identity: Value = serde_json::from_slice(&text).unwrap_or_default();
+        if let Some(run) = identity["run"].as_str() {
+            self.run.replace(Some(PathBuf::from(run)));
+        }
+        self.run.borrow().clone()
+    }
+
+    fn places(&self) -> Vec<PathBuf> {
+        std::iter::once(self.home.path().to_owned()).chain(self.run_folder()).collect()
     }
 
     /// The process of the cell that keeps the others.
@@ -258,14 +277,16 @@ impl Cell {
 
     fn take_away(&self) -> Vec<String> {
         let mut faults = Vec::new();
-        let cgroups = leftovers::cgroups(&self.home.runtime(), self.home.path());
+        let places = self.places();
+        let run = self.run_folder();
+        let cgroups = leftovers::cgroups(run.as_deref(), &places);
         if self.state.join("cell.json").exists() {
             let ran = self.run_within(&["down", "--yes", "--purge"], DOWN);
             if ran.code != Some(0) {
                 faults.push(format!("it cannot be purged: {ran}"));
             }
         }
-        let look = || match leftovers::left(self.home.path(), &self.home.runtime(), &self.state, &cgroups) {
+        let look = || match leftovers::left(&places, run.as_deref(), &self.state, &cgroups) {
             left if left.is_empty() => Ok(()),
             left => Err(left.join("\n  ")),
         };

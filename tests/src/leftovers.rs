@@ -9,15 +9,15 @@ use serde_json::Value;
 use crate::process;
 
 /// The cgroups that the supervisors of a cell wrote down, and those that its living tasks are in.
-pub(crate) fn cgroups(runtime: &Path, home: &Path) -> BTreeSet<PathBuf> {
+pub(crate) fn cgroups(run: Option<&Path>, places: &[PathBuf]) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
-    for record in files_named(runtime, "supervisor.json") {
+    for record in run.iter().flat_map(|run| files_named(run, "supervisor.json")) {
         let text = fs::read(&record).unwrap_or_default();
         let value: Value = serde_json::from_slice(&text).unwrap_or_default();
         let groups = value["cgroups"].as_array().cloned().unwrap_or_default();
         found.extend(groups.iter().filter_map(|group| group["path"].as_str()).map(PathBuf::from));
     }
-    for process in process::mentioning(home) {
+    for process in process::mentioning(places) {
         let text = fs::read_to_string(format!("/proc/{}/cgroup", process.pid)).unwrap_or_default();
         for line in text.lines() {
             let mut fields = line.splitn(3, ':').skip(1);
@@ -38,21 +38,27 @@ pub(crate) fn cgroups(runtime: &Path, home: &Path) -> BTreeSet<PathBuf> {
 }
 
 /// Everything that is left of a cell that was purged; empty when all is well.
-pub(crate) fn left(home: &Path, runtime: &Path, state: &Path, cgroups: &BTreeSet<PathBuf>) -> Vec<String> {
+pub(crate) fn left(
+    places: &[PathBuf],
+    run: Option<&Path>,
+    state: &Path,
+    cgroups: &BTreeSet<PathBuf>,
+) -> Vec<String> {
     let mut left = Vec::new();
-    for process in process::mentioning(home) {
+    for process in process::mentioning(places) {
         left.push(format!("process {}", process.describe()));
     }
     left.extend(cgroups.iter().filter(|path| path.exists()).map(|path| format!("cgroup {}", path.display())));
-    let cells = fs::read_dir(runtime.join("homeostat")).into_iter().flatten().flatten();
-    left.extend(cells.map(|entry| format!("run folder {}", entry.path().display())));
+    left.extend(run.filter(|run| run.exists()).map(|run| format!("run folder {}", run.display())));
     // An empty one holds nothing of anybody: a refused `up` may have made it.
     if fs::read_dir(state).is_ok_and(|mut entries| entries.next().is_some()) {
         left.push(format!("state folder {}", state.display()));
     }
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    // Mounts of tests themselves are made at `disk`, and theirs to undo.
-    let ours = |line: &&str| line.contains(&format!(" {}/", home.display())) && !line.contains("/disk ");
+    // Disks of tests are theirs to unmount.
+    let ours = |line: &&str| {
+        !line.starts_with("e2e ") && places.iter().any(|place| line.contains(&format!(" {}/", place.display())))
+    };
     left.extend(mounts.lines().filter(ours).map(|line| format!("mount {line}")));
     left
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -74,9 +74,11 @@ impl Process {
         }
     }
 
-    fn mentions(self, path: &Path) -> bool {
-        let wanted = path.as_os_str().as_bytes();
-        let contains = |bytes: &[u8]| bytes.windows(wanted.len()).any(|window| window == wanted);
+    fn mentions(self, places: &[PathBuf]) -> bool {
+        let contains = |bytes: &[u8]| {
+            let mut wanted = places.iter().map(|path| path.as_os_str().as_bytes());
+            wanted.any(|wanted| bytes.windows(wanted.len()).any(|window| window == wanted))
+        };
         let link = |name: &str| {
             fs::read_link(format!("/proc/{}/{name}", self.pid))
                 .is_ok_and(|target| contains(target.as_os_str().as_bytes()))
@@ -92,10 +94,10 @@ impl Process {
     }
 }
 
-/// Every living process but this one that has the path in its words, its environment or its working folder.
-pub fn mentioning(path: &Path) -> Vec<Process> {
+/// Every living process but this one that has one of the paths in its words, its environment or its working folder.
+pub fn mentioning(places: &[PathBuf]) -> Vec<Process> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let mut found: Vec<Process> = all().into_iter().filter(|p| p.pid != own && p.mentions(path)).collect();
+    let mut found: Vec<Process> = all().into_iter().filter(|p| p.pid != own && p.mentions(places)).collect();
     found.sort();
     found
 }

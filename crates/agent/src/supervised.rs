@@ -11,7 +11,7 @@ use homeostat_model::{Generation, MachineLayout, TaskName, TaskState};
 use homeostat_supervisor::launch::LaunchFile;
 use homeostat_supervisor::leftovers::{LeftoverError, kill_leftovers};
 use homeostat_supervisor::protocol::{Message, Request};
-use homeostat_supervisor::run::{ExitFile, RunError, SOCKET};
+use homeostat_supervisor::run::{ExitFile, RECORD, RunError, SOCKET};
 use tokio::sync::mpsc;
 
 use crate::AgentError;
@@ -74,12 +74,12 @@ pub(crate) fn inventory(layout: &MachineLayout) -> Vec<(LaunchFile, Patience)> {
 }
 
 fn patience(run: &Path) -> Patience {
-    let written = std::fs::metadata(run.join(homeostat_supervisor::launch::FILE)).and_then(|file| file.modified());
-    match written.map(|at| at.elapsed()) {
-        // In the future: the clock was set back.
-        Ok(Ok(age)) if age > LISTEN_WITHIN => Patience::ShouldListen,
-        Ok(Ok(_) | Err(_)) | Err(_) => Patience::JustStarted,
-    }
+    let written = |name| std::fs::metadata(run.join(name)).and_then(|file| file.modified()).ok();
+    let Some(asked) = written(homeostat_supervisor::launch::FILE) else { return Patience::ShouldListen };
+    let began = written(RECORD).is_some_and(|began| began >= asked);
+    // A time in the future says nothing: the clock was set back.
+    let young = asked.elapsed().is_ok_and(|age| age <= LISTEN_WITHIN);
+    if young && !began { Patience::JustStarted } else { Patience::ShouldListen }
 }
 
 /// Talks to one supervisor until the connection ends. The caller gets everything as [`Wake`]s.
@@ -140,6 +140,20 @@ mod tests {
         let _alive = RunLock::take(run.path()).unwrap();
         let _listens = UnixListener::bind(run.path().join(SOCKET)).unwrap();
         assert!(matches!(bury(run.path(), Generation(1)), Found::Lives));
+    }
+
+    #[test]
+    fn only_a_supervisor_that_may_be_on_its_way_is_waited_for() {
+        let run = tempfile::tempdir().unwrap();
+        let launch = run.path().join(homeostat_supervisor::launch::FILE);
+        std::fs::write(&launch, "").unwrap();
+        assert!(matches!(patience(run.path()), Patience::JustStarted));
+        std::fs::write(run.path().join(RECORD), "").unwrap();
+        assert!(matches!(patience(run.path()), Patience::ShouldListen), "it began, and does not listen");
+        std::fs::remove_file(run.path().join(RECORD)).unwrap();
+        let long_ago = std::time::SystemTime::now() - 2 * LISTEN_WITHIN;
+        File::options().write(true).open(&launch).unwrap().set_modified(long_ago).unwrap();
+        assert!(matches!(patience(run.path()), Patience::ShouldListen), "it never came");
     }
 
     #[test]

@@ -15,8 +15,10 @@ const FIRST_TASK_USER: u32 = 77_000;
 /// Whoever listens here owns the block. The last address of a block is no machine's.
 const CLAIM_PORT: u16 = 7777;
 /// Everything that a cell has in its state folder. Nothing else is ever removed from there.
-const OWN: [&str; 11] =
-    ["cell.json", "cell.json.new", "store.redb", "lock", "down", TURN, "log", "packages", "shared", "machines", "checks"];
+const OWN: [&str; 12] = [
+    "cell.json", "cell.json.new", "store.redb", "store.redb.lock", "lock", "down", TURN, "log", "packages", "shared",
+    "machines", "checks",
+];
 /// Held by whoever makes, starts or removes the cell: they take turns.
 const TURN: &str = "turn";
 

@@ -22,7 +22,8 @@ const CONTROLLER_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) async fn down(state: Option<PathBuf>, options: DownOptions) -> Result<ExitCode, Failure> {
     let (identity, layout) = place::find(state)?;
     if !options.yes {
-        confirm(identity.name.as_str(), options.purge)?;
+        let loss = if options.purge { " AND REMOVES ITS DATABASES, LOGS AND HISTORY" } else { "; its data stays" };
+        confirm(identity.name.as_str(), loss)?;
     }
     let client = Client::new(&layout);
     let until = Instant::now() + WITHIN;
@@ -84,12 +85,11 @@ fn still_runs(layout: &homeostat_model::CellLayout) -> bool {
         .any(|task| std::os::unix::net::UnixStream::connect(task.path().join("s")).is_ok())
 }
 
-fn confirm(name: &str, purge: bool) -> Result<(), Failure> {
+fn confirm(name: &str, loss: &str) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::input(anyhow::anyhow!("this stops cell {name} and there is nobody to ask"))
             .hint("say --yes if you mean it"));
     }
-    let loss = if purge { " AND REMOVES ITS DATABASES, LOGS AND HISTORY" } else { "; its data stays" };
     eprint!("this stops every service of cell {name}{loss}.\ntype the cell's name to go on: ");
     std::io::stderr().flush().unwrap_or_default();
     let mut line = String::new();

@@ -12,7 +12,7 @@ use crate::args::{EndpointOptions, EventsOptions, LogsOptions, StatusOptions, Sw
 use crate::client::{Client, me};
 use crate::failure::Failure;
 use crate::place;
-use crate::style::{output, say};
+use crate::style::{output, say, write_line};
 use crate::tables;
 use crate::tail::last_lines;
 
@@ -25,16 +25,16 @@ pub(crate) fn what_next(state: Option<&Path>) {
     let mut cells = state.map_or_else(place::all, given);
     cells.retain(|cell| CellLayout::identity(cell).is_file());
     if cells.is_empty() {
-        say(format!("There is no cell here yet. Turn one up:\n\n    homeostat up examples/shop\n"));
+        say("There is no cell here yet. Turn one up:\n\n    homeostat up examples/shop\n");
     } else {
         for cell in &cells {
             say(format!("cell in {}", cell.display()));
         }
-        say(format!(
+        say(
             "\nTry next:\n\n    homeostat status            what runs where\n    homeostat why NAME          why it is so\n    homeostat events --follow   what happens\n"
-        ));
+        );
     }
-    say(format!("All verbs: homeostat --help"));
+    say("All verbs: homeostat --help");
 }
 
 pub(crate) async fn status(state: Option<PathBuf>, options: StatusOptions) -> Result<ExitCode, Failure> {
@@ -60,7 +60,10 @@ pub(crate) async fn events(state: Option<PathBuf>, options: EventsOptions) -> Re
     let request = EventsRequest { after: 0, follow: options.follow, last: options.last };
     let mut stream = Client::new(&layout).events(request).await?;
     while let Some(event) = stream.message().await? {
-        say(if options.json { event_json(&event) } else { event_line(&event) });
+        let line = if options.json { event_json(&event) } else { event_line(&event) };
+        if write_line(line).is_err() {
+            break;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

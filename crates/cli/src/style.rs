@@ -18,32 +18,55 @@ pub(crate) fn output() -> Output {
     }
 }
 
-/// Prints a line of data. A reader that went away (`| head`) has what it wanted: the program ends without noise.
+/// Prints data. A reader that went away (`| head`) has what it wanted: that is no error.
 pub(crate) fn say(text: impl Display) {
+    write_line(text).unwrap_or_default();
+}
+
+/// Prints a line of many.
+///
+/// # Errors
+/// When nobody reads any more.
+pub(crate) fn write_line(text: impl Display) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
-        std::process::exit(0);
-    }
+    writeln!(out, "{text}")?;
+    out.flush()
 }
 
 /// As much of a line as `width` columns show; colours take none.
 pub(crate) fn clip(line: &str, width: usize) -> String {
-    let mut clipped = String::new();
-    let (mut shown, mut in_colour) = (0, false);
-    for c in line.chars() {
-        if c == '\x1b' {
-            in_colour = true;
-        } else if !in_colour {
-            shown += 1;
-        }
-        if shown <= width {
-            clipped.push(c);
-        }
-        if in_colour && c == 'm' {
-            in_colour = false;
-        }
-    }
-    clipped
+    let mut shown = 0;
+    let visible = |(c, takes): (char, usize)| {
+        shown += takes;
+        (shown <= width || takes == 0).then_some(c)
+    };
+    places(line).filter_map(visible).collect()
+}
+
+/// How many columns a text takes on a screen.
+pub(crate) fn width(text: &str) -> usize {
+    places(text).map(|(_, takes)| takes).sum()
+}
+
+/// Each character with the columns it takes: none for those that only change the colour.
+fn places(text: &str) -> impl Iterator<Item = (char, usize)> {
+    text.chars().scan(Colour::Unchanged, |colour, c| {
+        let before = *colour;
+        *colour = match (before, c) {
+            (_, '\x1b') => Colour::Changing,
+            (Colour::Changing, 'm') => Colour::Unchanged,
+            (Colour::Unchanged | Colour::Changing, _) => before,
+        };
+        let visible = before == Colour::Unchanged && *colour == Colour::Unchanged;
+        Some((c, usize::from(visible)))
+    })
+}
+
+/// Whether a sequence that changes the colour is under way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Colour {
+    Unchanged,
+    Changing,
 }
 
 /// A word in the colour of what it says; the word itself always says it too.

@@ -1,26 +1,37 @@
 //! The cell in tables.
 
-use comfy_table::Table;
-use comfy_table::presets::NOTHING;
-
-use crate::style::{Output, word};
+use crate::style::{Output, width, word};
 use crate::view::Status;
 
-fn table(heads: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(NOTHING);
-    table.set_header(heads.iter().map(|head| head.to_uppercase()));
-    table
+/// Columns as wide as their widest cell, two spaces apart, the first one at the left edge.
+struct Table<const N: usize> {
+    rows: Vec<[String; N]>,
 }
 
-/// Lines without the padding that tables end with.
-fn lines(table: &Table) -> String {
-    table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+impl<const N: usize> Table<N> {
+    fn new(heads: [&str; N]) -> Self {
+        Self { rows: vec![heads.map(str::to_uppercase)] }
+    }
+
+    fn add_row(&mut self, row: [String; N]) {
+        // A cell is one line, whatever it was made of.
+        self.rows.push(row.map(|cell| cell.split_whitespace().collect::<Vec<_>>().join(" ")));
+    }
+
+    fn text(&self) -> String {
+        let widest = |column: usize| self.rows.iter().map(|row| width(&row[column])).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..N).map(widest).collect();
+        let line = |row: &[String; N]| {
+            let cells = row.iter().zip(&widths).map(|(cell, wide)| format!("{cell}{}", " ".repeat(wide - width(cell))));
+            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+        };
+        self.rows.iter().map(line).collect::<Vec<_>>().join("\n")
+    }
 }
 
 /// Service, state, where, endpoint.
 pub(crate) fn services(status: &Status, output: Output) -> String {
-    let mut rows = table(&["service", "state", "where", "endpoint"]);
+    let mut rows = Table::new(["service", "state", "where", "endpoint"]);
     for service in &status.services {
         rows.add_row([
             service.name.clone(),
@@ -29,12 +40,12 @@ pub(crate) fn services(status: &Status, output: Output) -> String {
             service.endpoint.clone().unwrap_or_else(|| "-".to_owned()),
         ]);
     }
-    lines(&rows)
+    rows.text()
 }
 
 pub(crate) fn everything(status: &Status, output: Output) -> String {
     let mut parts = vec![format!("cell {}", status.cell)];
-    let mut rows = table(&["machine", "rack", "address", "state"]);
+    let mut rows = Table::new(["machine", "rack", "address", "state"]);
     for machine in &status.machines {
         rows.add_row([
             machine.name.clone(),
@@ -43,12 +54,12 @@ pub(crate) fn everything(status: &Status, output: Output) -> String {
             word(&machine.state, output),
         ]);
     }
-    parts.push(lines(&rows));
+    parts.push(rows.text());
     parts.push(services(status, output));
     for cluster in &status.sql {
         let primary = cluster.primary.as_deref().unwrap_or("nobody");
         let mut part = format!("{}: epoch {}, {}, primary {primary}\n", cluster.name, cluster.epoch, cluster.phase);
-        let mut rows = table(&["member", "machine", "pid", "role", "gtid"]);
+        let mut rows = Table::new(["member", "machine", "pid", "role", "gtid"]);
         for member in &cluster.members {
             rows.add_row([
                 member.task.clone(),
@@ -58,13 +69,13 @@ pub(crate) fn everything(status: &Status, output: Output) -> String {
                 member.gtid.clone().unwrap_or_else(|| "-".to_owned()),
             ]);
         }
-        part.push_str(&lines(&rows));
+        part.push_str(&rows.text());
         for wait in &cluster.waits {
             part.push_str(&format!("\n  waits for {wait}"));
         }
         parts.push(part);
     }
-    let mut rows = table(&["task", "state", "machine", "pid", ""]);
+    let mut rows = Table::new(["task", "state", "machine", "pid", "why"]);
     for task in &status.tasks {
         rows.add_row([
             task.name.clone(),
@@ -74,13 +85,13 @@ pub(crate) fn everything(status: &Status, output: Output) -> String {
             task.why.clone(),
         ]);
     }
-    parts.push(lines(&rows));
-    let mut rows = table(&["check", "verdict", "because"]);
+    parts.push(rows.text());
+    let mut rows = Table::new(["check", "verdict", "because"]);
     for check in &status.checks {
         let because = if check.blocked_by.is_empty() { check.seen.clone() } else { check.blocked_by.join(", ") };
         rows.add_row([check.name.clone(), word(&check.verdict, output), because]);
     }
-    parts.push(lines(&rows));
+    parts.push(rows.text());
     parts.join("\n\n")
 }
 
@@ -107,12 +118,44 @@ mod tests {
 
     #[test]
     fn the_whole_cell_reads_well() {
-        insta::assert_snapshot!(everything(&shop(), Output::Plain), @"");
+        insta::assert_snapshot!(everything(&shop(), Output::Plain), @r"
+        cell shop
+
+        MACHINE  RACK  ADDRESS     STATE
+        m1       r1    127.77.3.1  ready
+
+        SERVICE   STATE     WHERE  ENDPOINT
+        shop-web  degraded  m1     127.77.3.1:7002
+
+        shop-db: epoch 2, serving, primary shop-db-1
+        MEMBER     MACHINE  PID  ROLE     GTID
+        shop-db-1  m1       9    primary  0-2-17
+
+        TASK        STATE    MACHINE  PID  WHY
+        shop-web-0  running  m1       7
+        shop-web-1  exited   m1       -    exit code 1
+
+        CHECK             VERDICT  BECAUSE
+        shop-web/healthz  blocked  shop-web/tasks
+        ");
+    }
+
+    #[test]
+    fn colours_do_not_move_columns() {
+        let plain = everything(&shop(), Output::Plain);
+        let coloured = everything(&shop(), Output::Terminal);
+        assert_ne!(plain, coloured);
+        for (plain, coloured) in plain.lines().zip(coloured.lines()) {
+            assert_eq!(width(coloured), plain.chars().count(), "{coloured}");
+        }
     }
 
     #[test]
     fn what_is_missing_is_said_in_sentences() {
-        insta::assert_snapshot!(shop().missing().join("\n"), @"");
+        insta::assert_snapshot!(shop().missing().join("\n"), @r"
+        service shop-web is degraded and waits for shop-web-1: exit code 1
+        check shop-web/healthz: blocked by shop-web/tasks
+        ");
         assert!(!shop().is_well());
     }
 }

@@ -13,9 +13,9 @@ use homeostat_model::{
     CheckName, CheckSpec, CheckTarget, FileTemplate, MachineName, ProbeSpec, ServiceName, Template, Variable,
 };
 use homeostat_probes::{CommandProbe, HttpProbe, Probe, Prober, RunAs, SqlProbe, SqlUrl};
+use homeostat_prodtest::{Change, Engine, EngineConfig, Moment, Observation, Outcome, Run, Suite, Unknown, Verdict};
 use homeostat_supervisor::beneath;
 use homeostat_supervisor::launch::UserIds;
-use homeostat_prodtest::{Change, Engine, EngineConfig, Moment, Observation, Outcome, Run, Suite, Unknown, Verdict};
 use serde::Serialize;
 use tokio::sync::mpsc;
 

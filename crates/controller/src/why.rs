@@ -70,7 +70,8 @@ fn explain_service(status: &Value, service: &Value, lines: &mut Vec<String>) {
         lines.push(format!("  clients reach it at {endpoint}, and at the same port of every machine"));
     }
     for task in status["tasks"].as_array().into_iter().flatten().filter(|task| task["service"] == name) {
-        lines.push(format!("  {} is {} on {} {}", text(task, "name"), text(task, "state"), text(task, "machine"), text(task, "why")));
+        let line = format!("  {} is {} on {} {}", text(task, "name"), text(task, "state"), text(task, "machine"), text(task, "why"));
+        lines.push(line.trim_end().to_owned());
     }
     for check in status["checks"].as_array().into_iter().flatten().filter(|check| check["about"] == name) {
         explain_check(status, check, 1, lines);

@@ -28,7 +28,8 @@ use crate::protocol::Process;
 /// The name of the socket in the run folder.
 pub const SOCKET: &str = "s";
 const LOCK: &str = "lock";
-const RECORD: &str = "supervisor.json";
+/// The name of a [`RunRecord`] in the run folder.
+pub const RECORD: &str = "supervisor.json";
 const EXIT: &str = "exit.json";
 /// The newest format written of both JSON files.
 const FORMAT: u32 = 1;

@@ -310,6 +310,23 @@ fn after_the_power_cord_the_shop_has_all_its_orders() {
     shop.is_well_again();
 }
 
+/// Again and again: each time another member may have the newest, unacknowledged end. Too slow for every day.
+#[test]
+#[ignore = "takes minutes; run it after a change to the failover"]
+fn many_power_cords() {
+    let turn = begin();
+    let shop = Shop::up();
+    shop.is_well_again();
+    for round in 1..=20 {
+        let before = shop.cell.status();
+        shop.cell.power_cord();
+        shop.turn_up();
+        let after = shop.is_well_again();
+        assert!(Shop::epoch(&after) > Shop::epoch(&before), "round {round}");
+        turn.note(&format!("round {round}: {} orders, epoch {}", shop.acknowledged(), Shop::epoch(&after)));
+    }
+}
+
 /// An option file for the client, as the application's user, to one member and not through the endpoint.
 fn options_for(shop: &Shop, status: &Status, member: &str) -> PathBuf {
     let dsn = shop.cell.run(&["sql", "shop-db", "--dsn"]).expect(0).out;

@@ -56,14 +56,13 @@ const NOT_PURE: [&str; 8] = [
 ];
 
 /// Dependencies that stay in one place, so that they can be replaced there.
-const ONLY: [(&str, &[&str]); 4] = [
+const ONLY: [(&str, &[&str]); 3] = [
     ("starlark", &["crates/cellfile"]),
     ("redb", &["crates/store"]),
     (
         "mysql_async",
         &["crates/probes", "crates/sql", "examples/shop", "bench"],
     ),
-    ("comfy-table", &["crates/cli"]),
 ];
 
 /// What a crate does without, on purpose.

@@ -323,6 +323,9 @@ impl Decider {
             None if *member == record.holder => 0,
             Some(_) | None => 1,
         });
+        if in_time.is_none() && self.holder_comes_back(record) {
+            list.retain(|member| *member == record.holder);
+        }
         if let Some(switchover) = in_time {
             let holder_up = self
                 .members
@@ -335,6 +338,20 @@ impl Decider {
             }
         }
         list
+    }
+
+    /// The fenced holder was, or is being, restarted in place. From then on its tail is part of what it serves and no
+    /// recovery can drop it: electing another member now, who has all that was acknowledged but not that tail, would
+    /// leave the old holder with a history that nobody else has. So it is waited for; if it ends again, others may be taken.
+    fn holder_comes_back(&self, record: &Record) -> bool {
+        let Some(holder) = self.members.get(&record.holder) else {
+            return false;
+        };
+        let starts = holder
+            .order
+            .as_ref()
+            .is_some_and(|order| matches!(order.verb, Verb::Start { .. }));
+        holder.reachable && self.gathered.fence.is_some() && (starts || !holder.is_down())
     }
 
     /// Proofs that `member` has every acknowledged write of the ended epoch and of each unclosed one.

@@ -11,6 +11,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -213,7 +214,12 @@ fn create(path: &Path) -> Result<(), OpenError> {
 }
 
 fn build(path: &Path) -> Result<(), redb::Error> {
-    File::create_new(path)?;
+    // What is kept includes passwords.
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
     let db = Builder::new()
         .set_cache_size(CACHE_BYTES)
         .create_with_backend(Filled::open(path)?)?;
