@@ -104,7 +104,7 @@ pub async fn measure(
                 Turn::Cell => {
                     before_fault(&loads.0, per_second, chance).await;
                     let took = kill_primary(cell, &loads.0, &mut own.steps).await;
-                    decided.extend(took.with_context(|| format!("failover {round} of the cell"))?);
+                    decided.push(took.with_context(|| format!("failover {round} of the cell"))?);
                     own.gaps.push(after_repair(&loads.0).await);
                 }
                 Turn::Floor => {
@@ -165,7 +165,8 @@ struct Report {
     per_second: f64,
     own: Side,
     by_hand: Side,
-    decided: Vec<f64>,
+    /// Of each failover of the cell; `None` where its account is not complete.
+    decided: Vec<Option<f64>>,
     lost: (u64, u64),
     orders: (u64, u64),
 }
@@ -187,10 +188,16 @@ impl Report {
             Some((low, high)) => format!("95 % interval {low:.2} to {high:.2} (order statistics)"),
             None => "too few rounds for a 95 % interval".to_owned(),
         };
-        let decided = Distribution::of(self.decided);
-        let decided_text = decided
-            .as_ref()
-            .map_or_else(|| "unknown".to_owned(), Distribution::to_string);
+        let rest = self.own.gaps.iter().zip(&self.decided);
+        let rest = rest.filter_map(|(gap, decided)| Some(gap.longest_ms() - (*decided)?));
+        let (rest, decided) = (
+            Distribution::of(rest),
+            Distribution::of(self.decided.iter().flatten().copied()),
+        );
+        let told = |of: &Option<Distribution>| {
+            of.as_ref()
+                .map_or_else(|| "unknown".to_owned(), Distribution::to_string)
+        };
         let text = format!(
             "Failover: kill -9 of the primary's server, {CONNECTIONS} connections, {:.0} orders/s (throughput {:.0}/s, of the \
              floor {:.0}/s)\n  \
@@ -198,7 +205,8 @@ impl Report {
              cell   {own}\n  floor  {by_hand}\n  \
              ratio of the medians {of_medians:.2} (target at most {TARGET_RATIO}: {}); median of the pairs' ratios {:.2}, {interval}\n  \
              attempts that failed: {} (floor {}) of {} orders (floor {}); acknowledged orders lost: {} (floor {})\n  \
-             the cell by its own account, from the evidence to the open endpoint, in ms\n         {decided_text}\n  \
+             the cell by its own account, from the evidence to the open endpoint, in ms\n         {}\n  \
+             the rest: seeing that the server ended, and the customers' way back, in ms\n         {}\n  \
              steps of the cell, medians in ms since the evidence\n{}  \
              steps of the floor, medians in ms since the kill\n{}",
             self.per_second,
@@ -212,6 +220,8 @@ impl Report {
             self.orders.1,
             self.lost.0,
             self.lost.1,
+            told(&decided),
+            told(&rest),
             self.own.steps.table(),
             self.by_hand.steps.table(),
         );
@@ -222,7 +232,7 @@ impl Report {
             "pair_ratios": ratios.json(), "pair_ratio_median_interval_95": ratios.median_interval().map(|(low, high)| [rounded(low), rounded(high)]),
             "errors": errors(&self.own), "floor_errors": errors(&self.by_hand),
             "orders": self.orders.0, "floor_orders": self.orders.1, "lost": self.lost.0, "floor_lost": self.lost.1,
-            "decided_ms": decided.map(|decided| decided.json()),
+            "decided_ms": decided.map(|decided| decided.json()), "rest_ms": rest.map(|rest| rest.json()),
             "steps": self.own.steps.json(), "floor_steps": self.by_hand.steps.json(),
         });
         Ok((text, json))

@@ -45,7 +45,12 @@ impl Cell {
     pub fn at(home: Home, text: &str) -> Self {
         let file = home.write("cell.star", text);
         let state = home.state();
-        Self { home, state, file, run: RefCell::default() }
+        Self {
+            home,
+            state,
+            file,
+            run: RefCell::default(),
+        }
     }
 
     /// With its state in another folder below its home.
@@ -88,7 +93,9 @@ impl Cell {
         for variable in ["HOMEOSTAT_STATE", "XDG_STATE_HOME", "SUDO_USER"] {
             command.env_remove(variable);
         }
-        command.env("XDG_RUNTIME_DIR", self.home.runtime()).current_dir("/");
+        command
+            .env("XDG_RUNTIME_DIR", self.home.runtime())
+            .current_dir("/");
         command.arg("--state").arg(&self.state).args(words);
         if let Some(user) = self.home.user() {
             command.uid(user).gid(user).env("HOME", self.home.path());
@@ -121,7 +128,8 @@ impl Cell {
     #[track_caller]
     pub fn try_up(&self, deadline: Duration) -> Ran {
         let deadline_text = format!("{}s", deadline.as_secs());
-        self.start_up(&["--detach", "--deadline", &deadline_text]).finish(deadline + LOOK)
+        self.start_up(&["--detach", "--deadline", &deadline_text])
+            .finish(deadline + LOOK)
     }
 
     /// `up --detach`, which must succeed.
@@ -147,12 +155,15 @@ impl Cell {
         if ran.code != Some(0) {
             return Err(ran.to_string());
         }
-        serde_json::from_str(&ran.out).map(Status).map_err(|error| format!("{error}: {ran}"))
+        serde_json::from_str(&ran.out)
+            .map(Status)
+            .map_err(|error| format!("{error}: {ran}"))
     }
 
     #[track_caller]
     pub fn status(&self) -> Status {
-        self.try_status().unwrap_or_else(|error| panic!("the cell has no status: {error}"))
+        self.try_status()
+            .unwrap_or_else(|error| panic!("the cell has no status: {error}"))
     }
 
     /// Waits for a status that is as wanted; `look` says what is missing.
@@ -168,26 +179,36 @@ impl Cell {
     /// Waits until everything is well.
     pub fn await_well(&self, within: Duration) -> Status {
         self.await_status("the cell is well", within, |status| {
-            if status.is_well() { Ok(status.clone()) } else { Err(status.missing()) }
+            if status.is_well() {
+                Ok(status.clone())
+            } else {
+                Err(status.missing())
+            }
         })
     }
 
     /// Waits until the process in a role is another living one than this, and everything is well.
     pub fn await_another(&self, what: &str, than: Process, within: Duration) -> Status {
-        self.await_status(&format!("another {what}"), within, |status| match status.pids().get(what) {
-            Some(now) if *now != than && status.is_well() => Ok(status.clone()),
-            Some(now) => Err(format!("it is {now:?}; not well: {}", status.missing())),
-            None => Err(format!("there is none; not well: {}", status.missing())),
+        self.await_status(&format!("another {what}"), within, |status| {
+            match status.pids().get(what) {
+                Some(now) if *now != than && status.is_well() => Ok(status.clone()),
+                Some(now) => Err(format!("it is {now:?}; not well: {}", status.missing())),
+                None => Err(format!("there is none; not well: {}", status.missing())),
+            }
         })
     }
 
     /// The events, oldest first.
     #[track_caller]
     pub fn events(&self) -> Vec<Value> {
-        let ran = self.run(&["events", "--json", "--last", "100000"]).expect(0);
+        let ran = self
+            .run(&["events", "--json", "--last", "100000"])
+            .expect(0);
         ran.out
             .lines()
-            .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+            .map(|line| {
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+            })
             .collect()
     }
 
@@ -209,20 +230,30 @@ impl Cell {
     }
 
     fn places(&self) -> Vec<PathBuf> {
-        std::iter::once(self.home.path().to_owned()).chain(self.run_folder()).collect()
+        std::iter::once(self.home.path().to_owned())
+            .chain(self.run_folder())
+            .collect()
     }
 
     /// The process of the cell that keeps the others.
     #[track_caller]
     pub fn warden(&self) -> Process {
         let wardens = self.with_verb("warden");
-        assert_eq!(wardens.len(), 1, "expected one warden: {}", describe(&wardens));
+        assert_eq!(
+            wardens.len(),
+            1,
+            "expected one warden: {}",
+            describe(&wardens)
+        );
         wardens[0]
     }
 
     /// homeostat's own processes of one kind.
     pub fn with_verb(&self, verb: &str) -> Vec<Process> {
-        self.processes().into_iter().filter(|p| p.words().get(1).is_some_and(|word| word == verb)).collect()
+        self.processes()
+            .into_iter()
+            .filter(|p| p.words().get(1).is_some_and(|word| word == verb))
+            .collect()
     }
 
     #[track_caller]
@@ -244,7 +275,11 @@ impl Cell {
             for process in &left {
                 process.signal(rustix::process::Signal::KILL);
             }
-            if left.is_empty() { Ok(()) } else { Err(describe(&left)) }
+            if left.is_empty() {
+                Ok(())
+            } else {
+                Err(describe(&left))
+            }
         });
     }
 
@@ -256,8 +291,15 @@ impl Cell {
             eprintln!("{}", self.run(words));
         }
         let status = self.try_status();
-        for service in status.iter().flat_map(|status| status.rows("services")).filter(|row| row["state"] != "up") {
-            eprintln!("{}", self.run(&["why", service["name"].as_str().unwrap_or_default()]));
+        for service in status
+            .iter()
+            .flat_map(|status| status.rows("services"))
+            .filter(|row| row["state"] != "up")
+        {
+            eprintln!(
+                "{}",
+                self.run(&["why", service["name"].as_str().unwrap_or_default()])
+            );
         }
         let mut logs = log_files(self.home.path());
         logs.sort();
@@ -340,7 +382,9 @@ fn log_files(folder: &Path) -> Vec<PathBuf> {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             found.extend(log_files(&path));
         } else if path.extension().is_some_and(|extension| extension == "log")
-            && path.file_name().is_none_or(|name| name != "orders.log" && !name.as_bytes().starts_with(b"ddl_"))
+            && path
+                .file_name()
+                .is_none_or(|name| name != "orders.log" && !name.as_bytes().starts_with(b"ddl_"))
         {
             found.push(path);
         }

@@ -31,14 +31,20 @@ impl Ran {
     /// Fails the test unless its errors contain this.
     #[track_caller]
     pub fn says(self, text: &str) -> Self {
-        assert!(self.err.contains(text), "expected '{text}' in its errors: {self}");
+        assert!(
+            self.err.contains(text),
+            "expected '{text}' in its errors: {self}"
+        );
         self
     }
 
     /// Fails the test unless its output contains this.
     #[track_caller]
     pub fn prints(self, text: &str) -> Self {
-        assert!(self.out.contains(text), "expected '{text}' in its output: {self}");
+        assert!(
+            self.out.contains(text),
+            "expected '{text}' in its output: {self}"
+        );
         self
     }
 
@@ -52,8 +58,15 @@ impl Ran {
     #[track_caller]
     pub fn one_error_of(self, codes: &[i32]) -> Self {
         let ran = self;
-        assert!(ran.code.is_some_and(|code| codes.contains(&code)), "expected an exit code of {codes:?}: {ran}");
-        let errors = ran.err.lines().filter(|line| line.starts_with("error: ")).count();
+        assert!(
+            ran.code.is_some_and(|code| codes.contains(&code)),
+            "expected an exit code of {codes:?}: {ran}"
+        );
+        let errors = ran
+            .err
+            .lines()
+            .filter(|line| line.starts_with("error: "))
+            .count();
         assert!(errors == 1, "expected one error, got {errors}: {ran}");
         assert!(!ran.err.contains("panicked at"), "it panicked: {ran}");
         ran
@@ -62,9 +75,20 @@ impl Ran {
 
 impl std::fmt::Display for Ran {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let code = self.code.map_or_else(|| "a signal".to_owned(), |code| format!("code {code}"));
-        write!(f, "`{}` ended with {code} after {:.1} s", self.what, self.took.as_secs_f64())?;
-        write!(f, "\n--- its output:\n{}--- its errors:\n{}---", self.out, self.err)
+        let code = self
+            .code
+            .map_or_else(|| "a signal".to_owned(), |code| format!("code {code}"));
+        write!(
+            f,
+            "`{}` ended with {code} after {:.1} s",
+            self.what,
+            self.took.as_secs_f64()
+        )?;
+        write!(
+            f,
+            "\n--- its output:\n{}--- its errors:\n{}---",
+            self.out, self.err
+        )
     }
 }
 
@@ -80,11 +104,22 @@ pub struct Running {
 impl Running {
     pub fn start(mut command: Command) -> Self {
         let what = format!("{command:?}").replace('"', "");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot run `{what}`: {error}"));
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot run `{what}`: {error}"));
         let out = collect(child.stdout.take());
         let err = collect(child.stderr.take());
-        Self { child, began: Instant::now(), what, out, err }
+        Self {
+            child,
+            began: Instant::now(),
+            what,
+            out,
+            err,
+        }
     }
 
     pub fn has_ended(&mut self) -> bool {
@@ -110,9 +145,17 @@ impl Running {
         // Whoever inherited its pipes would keep them open: a background process must not.
         let text = |from: &Receiver<String>| {
             from.recv_timeout(Duration::from_secs(5))
-                .unwrap_or_else(|_| panic!("`{what}` ended, but something it started still holds its output open"))
+                .unwrap_or_else(|_| {
+                    panic!("`{what}` ended, but something it started still holds its output open")
+                })
         };
-        Ran { code: status.code(), out: text(&self.out), err: text(&self.err), took, what: what.clone() }
+        Ran {
+            code: status.code(),
+            out: text(&self.out),
+            err: text(&self.err),
+            took,
+            what: what.clone(),
+        }
     }
 }
 

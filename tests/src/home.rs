@@ -45,13 +45,19 @@ impl Home {
             .prefix("hs-e2e-")
             .tempdir_in("/tmp")
             .expect("a folder can be made in /tmp");
-        let home = Self { disk: None, folder, user };
+        let home = Self {
+            disk: None,
+            folder,
+            user,
+        };
         fs::create_dir(home.runtime()).expect("a new folder takes another");
         for path in [home.path().to_owned(), home.runtime()] {
             // Tasks run as a user of their own, who must be let through.
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o711)).expect("the owner may set modes");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o711))
+                .expect("the owner may set modes");
             if let Some(user) = user {
-                std::os::unix::fs::chown(&path, Some(user), Some(user)).expect("root may give folders away");
+                std::os::unix::fs::chown(&path, Some(user), Some(user))
+                    .expect("root may give folders away");
             }
         }
         home
@@ -100,8 +106,10 @@ impl Home {
     /// Writes a file that the cell's user can read.
     pub fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path().join(name);
-        fs::write(&path, text).unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("the owner may set modes");
+        fs::write(&path, text)
+            .unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644))
+            .expect("the owner may set modes");
         path
     }
 }
@@ -113,8 +121,15 @@ impl Disk {
     fn mount(at: &Path, kib: u32) -> Self {
         fs::create_dir(at).expect("a new folder takes another");
         let options = format!("size={kib}k,mode=0755");
-        let status = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "e2e"]).arg(at).status();
-        assert!(status.is_ok_and(|status| status.success()), "cannot mount {}", at.display());
+        let status = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &options, "e2e"])
+            .arg(at)
+            .status();
+        assert!(
+            status.is_ok_and(|status| status.success()),
+            "cannot mount {}",
+            at.display()
+        );
         Self(at.to_owned())
     }
 }

@@ -11,22 +11,39 @@ use crate::process;
 /// The cgroups that the supervisors of a cell wrote down, and those that its living tasks are in.
 pub(crate) fn cgroups(run: Option<&Path>, places: &[PathBuf]) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
-    for record in run.iter().flat_map(|run| files_named(run, "supervisor.json")) {
+    for record in run
+        .iter()
+        .flat_map(|run| files_named(run, "supervisor.json"))
+    {
         let text = fs::read(&record).unwrap_or_default();
         let value: Value = serde_json::from_slice(&text).unwrap_or_default();
         let groups = value["cgroups"].as_array().cloned().unwrap_or_default();
-        found.extend(groups.iter().filter_map(|group| group["path"].as_str()).map(PathBuf::from));
+        found.extend(
+            groups
+                .iter()
+                .filter_map(|group| group["path"].as_str())
+                .map(PathBuf::from),
+        );
     }
     for process in process::mentioning(places) {
         let text = fs::read_to_string(format!("/proc/{}/cgroup", process.pid)).unwrap_or_default();
         for line in text.lines() {
             let mut fields = line.splitn(3, ':').skip(1);
-            let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+            let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
+                continue;
+            };
             if !path.contains("/homeostat/") {
                 continue;
             }
-            let mount = if controllers.is_empty() { "unified" } else { controllers };
-            for base in [Path::new("/sys/fs/cgroup").join(mount), PathBuf::from("/sys/fs/cgroup")] {
+            let mount = if controllers.is_empty() {
+                "unified"
+            } else {
+                controllers
+            };
+            for base in [
+                Path::new("/sys/fs/cgroup").join(mount),
+                PathBuf::from("/sys/fs/cgroup"),
+            ] {
                 let folder = base.join(path.trim_start_matches('/'));
                 if folder.is_dir() {
                     found.insert(folder);
@@ -48,8 +65,16 @@ pub(crate) fn left(
     for process in process::mentioning(places) {
         left.push(format!("process {}", process.describe()));
     }
-    left.extend(cgroups.iter().filter(|path| path.exists()).map(|path| format!("cgroup {}", path.display())));
-    left.extend(run.filter(|run| run.exists()).map(|run| format!("run folder {}", run.display())));
+    left.extend(
+        cgroups
+            .iter()
+            .filter(|path| path.exists())
+            .map(|path| format!("cgroup {}", path.display())),
+    );
+    left.extend(
+        run.filter(|run| run.exists())
+            .map(|run| format!("run folder {}", run.display())),
+    );
     // An empty one holds nothing of anybody: a refused `up` may have made it.
     if fs::read_dir(state).is_ok_and(|mut entries| entries.next().is_some()) {
         left.push(format!("state folder {}", state.display()));
@@ -57,9 +82,17 @@ pub(crate) fn left(
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     // Disks of tests are theirs to unmount.
     let ours = |line: &&str| {
-        !line.starts_with("e2e ") && places.iter().any(|place| line.contains(&format!(" {}/", place.display())))
+        !line.starts_with("e2e ")
+            && places
+                .iter()
+                .any(|place| line.contains(&format!(" {}/", place.display())))
     };
-    left.extend(mounts.lines().filter(ours).map(|line| format!("mount {line}")));
+    left.extend(
+        mounts
+            .lines()
+            .filter(ours)
+            .map(|line| format!("mount {line}")),
+    );
     left
 }
 

@@ -24,15 +24,30 @@ pub fn post(at: &str, path: &str) -> Result<(u16, String), String> {
 
 fn request(at: &str, method: &str, path: &str) -> Result<(u16, String), String> {
     let fail = |what: &str, error: std::io::Error| format!("{at}: {what}: {error}");
-    let address: SocketAddr = at.parse().map_err(|_| format!("'{at}' is not an address"))?;
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE).map_err(|e| fail("connect", e))?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(|e| fail("set a limit", e))?;
-    let head =
-        format!("{method} {path} HTTP/1.1\r\nHost: {at}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-    stream.write_all(head.as_bytes()).map_err(|e| fail("send", e))?;
+    let address: SocketAddr = at
+        .parse()
+        .map_err(|_| format!("'{at}' is not an address"))?;
+    let mut stream =
+        TcpStream::connect_timeout(&address, PATIENCE).map_err(|e| fail("connect", e))?;
+    stream
+        .set_read_timeout(Some(PATIENCE))
+        .map_err(|e| fail("set a limit", e))?;
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {at}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
+    stream
+        .write_all(head.as_bytes())
+        .map_err(|e| fail("send", e))?;
     let mut text = String::new();
-    stream.read_to_string(&mut text).map_err(|e| fail("receive", e))?;
-    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| format!("{at}: half an answer: {text:?}"))?;
+    stream
+        .read_to_string(&mut text)
+        .map_err(|e| fail("receive", e))?;
+    let (head, body) = text
+        .split_once("\r\n\r\n")
+        .ok_or_else(|| format!("{at}: half an answer: {text:?}"))?;
     let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
-    Ok((status.ok_or_else(|| format!("{at}: no status in {head:?}"))?, body.to_owned()))
+    Ok((
+        status.ok_or_else(|| format!("{at}: no status in {head:?}"))?,
+        body.to_owned(),
+    ))
 }

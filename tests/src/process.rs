@@ -43,7 +43,12 @@ impl Process {
         bytes
             .split(|byte| *byte == 0)
             .map(String::from_utf8_lossy)
-            .find_map(|entry| entry.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
+            .find_map(|entry| {
+                entry
+                    .strip_prefix(name)?
+                    .strip_prefix('=')
+                    .map(str::to_owned)
+            })
     }
 
     /// Its user, as the kernel counts it.
@@ -60,7 +65,11 @@ impl Process {
     /// SIGKILL, and waits until it no longer lives.
     pub fn kill(self) {
         self.signal(Signal::KILL);
-        wait_until(&format!("process {} is dead", self.pid), Duration::from_secs(10), || !self.lives());
+        wait_until(
+            &format!("process {} is dead", self.pid),
+            Duration::from_secs(10),
+            || !self.lives(),
+        );
     }
 
     /// Sends a signal if it still lives.
@@ -83,8 +92,9 @@ impl Process {
             fs::read_link(format!("/proc/{}/{name}", self.pid))
                 .is_ok_and(|target| contains(target.as_os_str().as_bytes()))
         };
-        let text =
-            |name: &str| fs::read(format!("/proc/{}/{name}", self.pid)).is_ok_and(|bytes| contains(&bytes));
+        let text = |name: &str| {
+            fs::read(format!("/proc/{}/{name}", self.pid)).is_ok_and(|bytes| contains(&bytes))
+        };
         text("cmdline") || link("cwd") || text("environ") || link("root")
     }
 
@@ -97,7 +107,10 @@ impl Process {
 /// Every living process but this one that has one of the paths in its words, its environment or its working folder.
 pub fn mentioning(places: &[PathBuf]) -> Vec<Process> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let mut found: Vec<Process> = all().into_iter().filter(|p| p.pid != own && p.mentions(places)).collect();
+    let mut found: Vec<Process> = all()
+        .into_iter()
+        .filter(|p| p.pid != own && p.mentions(places))
+        .collect();
     found.sort();
     found
 }

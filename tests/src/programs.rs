@@ -15,7 +15,10 @@ pub fn shop() -> PathBuf {
 fn built(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its own path");
     // target/PROFILE/deps/e2e-HASH
-    let folder = test.parent().and_then(|deps| deps.parent()).expect("cargo puts tests two folders deep");
+    let folder = test
+        .parent()
+        .and_then(|deps| deps.parent())
+        .expect("cargo puts tests two folders deep");
     let path = folder.join(name);
     assert!(
         path.is_file(),

@@ -23,12 +23,16 @@ impl Status {
     }
 
     pub fn row(&self, list: &str, name: &str) -> &Value {
-        self.find(list, name).unwrap_or_else(|| panic!("there is no '{name}' in '{list}': {}", self.0))
+        self.find(list, name)
+            .unwrap_or_else(|| panic!("there is no '{name}' in '{list}': {}", self.0))
     }
 
     /// The tasks of a service, by name.
     pub fn tasks_of(&self, service: &str) -> Vec<&Value> {
-        self.rows("tasks").iter().filter(|row| row["service"] == service).collect()
+        self.rows("tasks")
+            .iter()
+            .filter(|row| row["service"] == service)
+            .collect()
     }
 
     /// All services are up and all checks pass, and there is something that could fail.
@@ -36,26 +40,49 @@ impl Status {
         let checks = self.rows("checks");
         !checks.is_empty()
             && self.rows("services").iter().all(|row| row["state"] == "up")
-            && checks.iter().all(|row| row["verdict"] == "pass" || row["verdict"] == "flaky")
+            && checks
+                .iter()
+                .all(|row| row["verdict"] == "pass" || row["verdict"] == "flaky")
     }
 
     /// What is not well, in one line.
     pub fn missing(&self) -> String {
         let mut missing = Vec::new();
-        for row in self.rows("services").iter().filter(|row| row["state"] != "up") {
-            missing.push(format!("{} is {}: {}", row["name"], row["state"], row["waits_for"]));
+        for row in self
+            .rows("services")
+            .iter()
+            .filter(|row| row["state"] != "up")
+        {
+            missing.push(format!(
+                "{} is {}: {}",
+                row["name"], row["state"], row["waits_for"]
+            ));
         }
-        for row in self.rows("checks").iter().filter(|row| row["verdict"] != "pass" && row["verdict"] != "flaky") {
-            missing.push(format!("{} {}: {} {}", row["name"], row["verdict"], row["seen"], row["blocked_by"]));
+        for row in self
+            .rows("checks")
+            .iter()
+            .filter(|row| row["verdict"] != "pass" && row["verdict"] != "flaky")
+        {
+            missing.push(format!(
+                "{} {}: {} {}",
+                row["name"], row["verdict"], row["seen"], row["blocked_by"]
+            ));
         }
-        if missing.is_empty() { format!("nothing: {}", self.0) } else { missing.join("; ") }
+        if missing.is_empty() {
+            format!("nothing: {}", self.0)
+        } else {
+            missing.join("; ")
+        }
     }
 
     /// Every process that the status names and that lives.
     pub fn pids(&self) -> Pids {
         let mut pids = Pids::new();
         let mut add = |what: String, value: &Value| {
-            let process = value.as_i64().and_then(|pid| i32::try_from(pid).ok()).and_then(Process::find);
+            let process = value
+                .as_i64()
+                .and_then(|pid| i32::try_from(pid).ok())
+                .and_then(Process::find);
             if let Some(process) = process {
                 pids.insert(what, process);
             }

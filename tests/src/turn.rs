@@ -19,7 +19,11 @@ pub fn begin() -> Turn {
     // A test that failed has poisoned it, and has cleaned up.
     let guard = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let name = std::thread::current().name().unwrap_or("a test").to_owned();
-    Turn { began: Instant::now(), name, _guard: guard }
+    Turn {
+        began: Instant::now(),
+        name,
+        _guard: guard,
+    }
 }
 
 impl Turn {
@@ -36,7 +40,11 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        print(&format!("{}: took {:.1} s", self.name, self.began.elapsed().as_secs_f64()));
+        print(&format!(
+            "{}: took {:.1} s",
+            self.name,
+            self.began.elapsed().as_secs_f64()
+        ));
     }
 }
 

@@ -32,5 +32,11 @@ pub fn wait_for<T>(what: &str, within: Duration, look: impl FnMut() -> Result<T,
 
 /// Waits for a plain truth.
 pub fn wait_until(what: &str, within: Duration, mut is: impl FnMut() -> bool) {
-    wait_for(what, within, || if is() { Ok(()) } else { Err("it is not so".to_owned()) });
+    wait_for(what, within, || {
+        if is() {
+            Ok(())
+        } else {
+            Err("it is not so".to_owned())
+        }
+    });
 }

@@ -8,13 +8,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use homeostat_api::PROTOCOL;
 use homeostat_api::v1::{
-    AgentHello, AgentSynced, CallDone, CallTask, FromAgent, Resources, StartTask, TaskEvent, ToAgent, from_agent,
-    to_agent,
+    AgentHello, AgentSynced, CallDone, CallTask, FromAgent, Resources, StartTask, TaskEvent,
+    ToAgent, from_agent, to_agent,
 };
-use homeostat_model::{CellIdentity, CellLayout, LocalMachine, MachineLayout, MachineName, TaskName, TaskState};
+use homeostat_model::{
+    CellIdentity, CellLayout, LocalMachine, MachineLayout, MachineName, TaskName, TaskState,
+};
 use homeostat_supervisor::launch::LaunchFile;
 use homeostat_supervisor::process;
-use homeostat_supervisor::protocol::{Answer, Event, Hello, Message, Phase, Process, Request, Verb};
+use homeostat_supervisor::protocol::{
+    Answer, Event, Hello, Message, Phase, Process, Request, Verb,
+};
 use rustix::fs::FlockOperation;
 use tokio::sync::mpsc;
 
@@ -87,8 +91,12 @@ fn lock(layout: &MachineLayout, machine: &MachineName) -> Result<File, AgentErro
         .mode(0o600)
         .open(&path)
         .map_err(|error| AgentError::io("cannot open", &path, error))?;
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| AgentError::AlreadyRunning { machine: machine.clone(), lock: path })?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        AgentError::AlreadyRunning {
+            machine: machine.clone(),
+            lock: path,
+        }
+    })?;
     Ok(file)
 }
 
@@ -138,7 +146,12 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(options: AgentOptions, machine: LocalMachine, layout: MachineLayout, wakes: mpsc::Sender<Wake>) -> Self {
+    fn new(
+        options: AgentOptions,
+        machine: LocalMachine,
+        layout: MachineLayout,
+        wakes: mpsc::Sender<Wake>,
+    ) -> Self {
         let forwarder = Forwarder::new(options.program.clone(), &layout, &options.layout, &machine);
         let highest_term = std::fs::read_to_string(layout.state.join("term"))
             .ok()
@@ -172,7 +185,13 @@ impl Agent {
     fn hold(&mut self, launch: LaunchFile, patience: Patience) {
         let connection = self.number();
         let task = launch.task.clone();
-        let requests = connect(task.clone(), connection, &launch.run, patience, self.wakes.clone());
+        let requests = connect(
+            task.clone(),
+            connection,
+            &launch.run,
+            patience,
+            self.wakes.clone(),
+        );
         self.tasks.insert(
             task,
             Held {
@@ -194,9 +213,17 @@ impl Agent {
             Wake::Linked(sender) => self.linked(sender),
             Wake::Unlinked => self.controller = None,
             Wake::Order(order) => return self.order(*order),
-            Wake::Supervisor { task, connection, message } => self.heard(&task, connection, message),
+            Wake::Supervisor {
+                task,
+                connection,
+                message,
+            } => self.heard(&task, connection, message),
             Wake::SupervisorGone { task, connection } => self.gone(&task, connection),
-            Wake::Buried { task, connection, found } => match found {
+            Wake::Buried {
+                task,
+                connection,
+                found,
+            } => match found {
                 Found::Ended(state) => self.buried(&task, connection, state),
                 Found::Lives => self.reconnect(&task, connection),
             },
@@ -217,7 +244,11 @@ impl Agent {
 
     fn send(&mut self, message: from_agent::Message) {
         if let Some(controller) = &self.controller
-            && controller.try_send(FromAgent { message: Some(message) }).is_err()
+            && controller
+                .try_send(FromAgent {
+                    message: Some(message),
+                })
+                .is_err()
         {
             // Full or closed: dropping our end ends the stream, and the next one begins with a fresh inventory.
             self.controller = None;
@@ -238,7 +269,10 @@ impl Agent {
             pid: std::process::id(),
             boot_id: process::boot_id().unwrap_or_default(),
             address: self.machine.address.clone(),
-            capacity: Some(Resources { cpu_milli: capacity.cpu.0, memory_bytes: capacity.memory.0 }),
+            capacity: Some(Resources {
+                cpu_milli: capacity.cpu.0,
+                memory_bytes: capacity.memory.0,
+            }),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             highest_term: self.highest_term,
         }));
@@ -252,14 +286,21 @@ impl Agent {
     }
 
     fn report(&mut self, task: &TaskName) {
-        let Some(held) = self.tasks.get(task) else { return };
+        let Some(held) = self.tasks.get(task) else {
+            return;
+        };
         let event = TaskEvent {
             task: task.to_string(),
             service: held.launch.service.to_string(),
             machine: self.machine.spec.name.to_string(),
             generation: held.launch.generation.0,
             address: held.launch.address.clone(),
-            ports: held.launch.ports.iter().map(|(name, port)| (name.to_string(), u32::from(*port))).collect(),
+            ports: held
+                .launch
+                .ports
+                .iter()
+                .map(|(name, port)| (name.to_string(), u32::from(*port)))
+                .collect(),
             state_json: serde_json::to_string(&held.state).unwrap_or_default(),
             supervisor_pid: held.supervisor.map_or(0, |process| process.pid),
             reachable: held.supervisor.is_some() && held.requests.is_some(),
@@ -272,8 +313,18 @@ impl Agent {
 
     fn done(&mut self, id: u64, result: Result<Vec<u8>, AgentError>) {
         let done = match result {
-            Ok(body) => CallDone { id, body, error: String::new(), error_kind: String::new() },
-            Err(error) => CallDone { id, body: Vec::new(), error: error.line(), error_kind: error.kind().to_owned() },
+            Ok(body) => CallDone {
+                id,
+                body,
+                error: String::new(),
+                error_kind: String::new(),
+            },
+            Err(error) => CallDone {
+                id,
+                body: Vec::new(),
+                error: error.line(),
+                error_kind: error.kind().to_owned(),
+            },
         };
         self.send(from_agent::Message::Done(done));
     }
@@ -296,10 +347,16 @@ impl Agent {
                 }
                 self.start(&start)
             }
-            Some(to_agent::Message::Stop(stop)) => {
-                self.ask(&stop.task, stop.generation, Verb::Stop { grace_ms: stop.grace_ms })
+            Some(to_agent::Message::Stop(stop)) => self.ask(
+                &stop.task,
+                stop.generation,
+                Verb::Stop {
+                    grace_ms: stop.grace_ms,
+                },
+            ),
+            Some(to_agent::Message::Kill(kill)) => {
+                self.ask(&kill.task, kill.generation, Verb::Kill)
             }
-            Some(to_agent::Message::Kill(kill)) => self.ask(&kill.task, kill.generation, Verb::Kill),
             Some(to_agent::Message::Call(call)) => match self.call(id, &call) {
                 // Answered when the supervisor answers.
                 Ok(()) => return Flow::Go,
@@ -333,7 +390,10 @@ impl Agent {
     fn welcome(&mut self, term: u64) -> Result<Vec<u8>, AgentError> {
         if term < self.highest_term {
             self.controller = None;
-            return Err(AgentError::OldTerm { asked: term, seen: self.highest_term });
+            return Err(AgentError::OldTerm {
+                asked: term,
+                seen: self.highest_term,
+            });
         }
         if term > self.highest_term {
             self.highest_term = term;
@@ -347,11 +407,19 @@ impl Agent {
         if let Some(held) = self.tasks.get(&task) {
             let here = held.launch.generation.0;
             if order.generation < here {
-                return Err(AgentError::OldGeneration { task, here, asked: order.generation });
+                return Err(AgentError::OldGeneration {
+                    task,
+                    here,
+                    asked: order.generation,
+                });
             }
             if held.grave != Grave::Closed {
                 // The same order again, or a newer placement while the old one still runs.
-                return if order.generation == here { Ok(Vec::new()) } else { Err(AgentError::StillRuns(task)) };
+                return if order.generation == here {
+                    Ok(Vec::new())
+                } else {
+                    Err(AgentError::StillRuns(task))
+                };
             }
         }
         let taken = self
@@ -377,49 +445,84 @@ impl Agent {
 
     /// Whether the task's end is known but its supervisor not yet out of the way.
     fn must_wait(&self, order: &StartTask) -> bool {
-        name(&order.task).ok().and_then(|task| self.tasks.get(&task)).is_some_and(|held| {
-            let ends = match held.grave {
-                Grave::Alive => over(&held.state),
-                Grave::Digging => true,
-                Grave::Closed => false,
-            };
-            ends && order.generation >= held.launch.generation.0
-        })
+        name(&order.task)
+            .ok()
+            .and_then(|task| self.tasks.get(&task))
+            .is_some_and(|held| {
+                let ends = match held.grave {
+                    Grave::Alive => over(&held.state),
+                    Grave::Digging => true,
+                    Grave::Closed => false,
+                };
+                ends && order.generation >= held.launch.generation.0
+            })
     }
 
     /// Carried out, and answered, by `buried`. Of two waiting starts the newer one counts.
     fn wait(&mut self, id: u64, order: StartTask) {
-        let Some(held) = name(&order.task).ok().and_then(|task| self.tasks.get_mut(&task)) else { return };
+        let Some(held) = name(&order.task)
+            .ok()
+            .and_then(|task| self.tasks.get_mut(&task))
+        else {
+            return;
+        };
         if let Some((earlier, _)) = held.next.replace((id, order)) {
-            self.done(earlier, Err(AgentError::BadOrder("a newer start replaced this one".into())));
+            self.done(
+                earlier,
+                Err(AgentError::BadOrder(
+                    "a newer start replaced this one".into(),
+                )),
+            );
         }
     }
 
     fn ask(&mut self, task: &str, generation: u64, verb: Verb) -> Result<Vec<u8>, AgentError> {
         let task = name(task)?;
         let id = self.number();
-        let held = self.tasks.get_mut(&task).ok_or_else(|| AgentError::UnknownTask(task.clone()))?;
+        let held = self
+            .tasks
+            .get_mut(&task)
+            .ok_or_else(|| AgentError::UnknownTask(task.clone()))?;
         let here = held.launch.generation.0;
         if generation < here {
-            return Err(AgentError::OldGeneration { task, here, asked: generation });
+            return Err(AgentError::OldGeneration {
+                task,
+                here,
+                asked: generation,
+            });
         }
         if over(&held.state) {
             return Ok(Vec::new());
         }
-        let requests = held.requests.as_ref().ok_or_else(|| AgentError::Unreachable(task.clone()))?;
-        requests.try_send(Request { id, verb }).map_err(|_| AgentError::Unreachable(task))?;
+        let requests = held
+            .requests
+            .as_ref()
+            .ok_or_else(|| AgentError::Unreachable(task.clone()))?;
+        requests
+            .try_send(Request { id, verb })
+            .map_err(|_| AgentError::Unreachable(task))?;
         Ok(Vec::new())
     }
 
     fn call(&mut self, id: u64, call: &CallTask) -> Result<(), AgentError> {
         let task = name(&call.task)?;
-        let body = serde_json::from_slice(&call.body)
-            .map_err(|error| AgentError::BadOrder(format!("the call's body is not JSON: {error}")))?;
+        let body = serde_json::from_slice(&call.body).map_err(|error| {
+            AgentError::BadOrder(format!("the call's body is not JSON: {error}"))
+        })?;
         let number = self.number();
-        let held = self.tasks.get_mut(&task).ok_or_else(|| AgentError::UnknownTask(task.clone()))?;
-        let requests = held.requests.as_ref().ok_or_else(|| AgentError::Unreachable(task.clone()))?;
+        let held = self
+            .tasks
+            .get_mut(&task)
+            .ok_or_else(|| AgentError::UnknownTask(task.clone()))?;
+        let requests = held
+            .requests
+            .as_ref()
+            .ok_or_else(|| AgentError::Unreachable(task.clone()))?;
         requests
-            .try_send(Request { id: number, verb: Verb::Call { body } })
+            .try_send(Request {
+                id: number,
+                verb: Verb::Call { body },
+            })
             .map_err(|_| AgentError::Unreachable(task))?;
         held.calls.insert(number, id);
         Ok(())
@@ -427,7 +530,9 @@ impl Agent {
 
     fn forget(&mut self, task: &str) -> Result<Vec<u8>, AgentError> {
         let task = name(task)?;
-        let Some(held) = self.tasks.get(&task) else { return Ok(Vec::new()) };
+        let Some(held) = self.tasks.get(&task) else {
+            return Ok(Vec::new());
+        };
         if held.grave != Grave::Closed {
             return Err(AgentError::StillRuns(task));
         }
@@ -445,7 +550,13 @@ impl Agent {
     // ---- from supervisors
 
     fn heard(&mut self, task: &TaskName, connection: u64, message: Message) {
-        let Some(held) = self.tasks.get_mut(task).filter(|held| held.connection == connection) else { return };
+        let Some(held) = self
+            .tasks
+            .get_mut(task)
+            .filter(|held| held.connection == connection)
+        else {
+            return;
+        };
         match message {
             Message::Hello(hello) => {
                 if !is_same(&hello, &held.launch) {
@@ -454,7 +565,12 @@ impl Agent {
                     if let Some(requests) = held.requests.take()
                         && hello.task == held.launch.task
                         && hello.generation < held.launch.generation
-                        && requests.try_send(Request { id: 0, verb: Verb::Kill }).is_err()
+                        && requests
+                            .try_send(Request {
+                                id: 0,
+                                verb: Verb::Kill,
+                            })
+                            .is_err()
                     {
                         eprintln!("{task}: the earlier supervisor cannot be told to end");
                     }
@@ -463,7 +579,11 @@ impl Agent {
                 held.grave = Grave::Alive;
                 held.supervisor = Some(hello.supervisor);
                 held.state = state_of(&hello.phase);
-                let refused = if over(&held.state) { None } else { held.next.take() };
+                let refused = if over(&held.state) {
+                    None
+                } else {
+                    held.next.take()
+                };
                 self.report(task);
                 if let Some((id, _)) = refused {
                     self.done(id, Err(AgentError::StillRuns(task.clone())));
@@ -478,7 +598,9 @@ impl Agent {
                 self.report(task);
             }
             Message::Reply { id, answer } => {
-                let Some(call) = held.calls.remove(&id) else { return };
+                let Some(call) = held.calls.remove(&id) else {
+                    return;
+                };
                 let result = match answer {
                     Answer::Called { body } => Ok(serde_json::to_vec(&body).unwrap_or_default()),
                     Answer::Accepted => Ok(Vec::new()),
@@ -490,7 +612,13 @@ impl Agent {
     }
 
     fn gone(&mut self, task: &TaskName, connection: u64) {
-        let Some(held) = self.tasks.get_mut(task).filter(|held| held.connection == connection) else { return };
+        let Some(held) = self
+            .tasks
+            .get_mut(task)
+            .filter(|held| held.connection == connection)
+        else {
+            return;
+        };
         held.requests = None;
         held.service_event.clear();
         held.grave = Grave::Digging;
@@ -503,7 +631,11 @@ impl Agent {
         let (wakes, task) = (self.wakes.clone(), task.clone());
         tokio::task::spawn_blocking(move || {
             let found = bury(&run, generation);
-            drop(wakes.blocking_send(Wake::Buried { task, connection, found }));
+            drop(wakes.blocking_send(Wake::Buried {
+                task,
+                connection,
+                found,
+            }));
         });
     }
 
@@ -511,15 +643,30 @@ impl Agent {
     fn reconnect(&mut self, task: &TaskName, before: u64) {
         let connection = self.number();
         let wakes = self.wakes.clone();
-        if let Some(held) = self.tasks.get_mut(task).filter(|held| held.connection == before) {
+        if let Some(held) = self
+            .tasks
+            .get_mut(task)
+            .filter(|held| held.connection == before)
+        {
             held.connection = connection;
-            held.requests =
-                Some(connect(task.clone(), connection, &held.launch.run, Patience::ShouldListen, wakes));
+            held.requests = Some(connect(
+                task.clone(),
+                connection,
+                &held.launch.run,
+                Patience::ShouldListen,
+                wakes,
+            ));
         }
     }
 
     fn buried(&mut self, task: &TaskName, connection: u64, state: TaskState) {
-        let Some(held) = self.tasks.get_mut(task).filter(|held| held.connection == connection) else { return };
+        let Some(held) = self
+            .tasks
+            .get_mut(task)
+            .filter(|held| held.connection == connection)
+        else {
+            return;
+        };
         held.supervisor = None;
         held.grave = Grave::Closed;
         held.state = state;
@@ -546,7 +693,9 @@ fn over(state: &TaskState) -> bool {
 /// A socket path is reused; a supervisor is the one we mean only if it names the task and generation, and the process
 /// it says it is exists with that start time.
 fn is_same(hello: &Hello, launch: &LaunchFile) -> bool {
-    hello.task == launch.task && hello.generation == launch.generation && process::alive(hello.supervisor)
+    hello.task == launch.task
+        && hello.generation == launch.generation
+        && process::alive(hello.supervisor)
 }
 
 fn state_of(phase: &Phase) -> TaskState {
@@ -554,7 +703,9 @@ fn state_of(phase: &Phase) -> TaskState {
         Phase::Starting => TaskState::Starting,
         Phase::Running { child } => TaskState::Running { pid: child.pid },
         Phase::Stopping { child } => TaskState::Stopping { pid: child.pid },
-        Phase::Ended { cause } => TaskState::Exited { cause: cause.clone() },
+        Phase::Ended { cause } => TaskState::Exited {
+            cause: cause.clone(),
+        },
     }
 }
 
@@ -563,6 +714,8 @@ fn name(text: &str) -> Result<TaskName, AgentError> {
 }
 
 fn now_unix_ms() -> u64 {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let elapsed = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }

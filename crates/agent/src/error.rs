@@ -18,7 +18,11 @@ pub enum AgentError {
         source: std::io::Error,
     },
     #[error("{task} is here with generation {here}; an order for generation {asked} is too old")]
-    OldGeneration { task: TaskName, here: u64, asked: u64 },
+    OldGeneration {
+        task: TaskName,
+        here: u64,
+        asked: u64,
+    },
     #[error("the endpoint forwarder cannot be prepared")]
     Forwarder(#[from] RunError),
     #[error("{0} is not on this machine")]
@@ -33,10 +37,21 @@ pub enum AgentError {
     UnknownUser { task: TaskName, user: String },
     #[error("{task}: user {user} can only be used by a cell that root runs")]
     NotRoot { task: TaskName, user: String },
-    #[error("{task}: port {address}:{port} is taken by another program; free it or declare another port")]
-    PortTaken { task: TaskName, address: String, port: u16 },
+    #[error(
+        "{task}: port {address}:{port} is taken by another program; free it or declare another port"
+    )]
+    PortTaken {
+        task: TaskName,
+        address: String,
+        port: u16,
+    },
     #[error("{task}: no free port on {address} between {from} and {to}")]
-    NoFreePort { task: TaskName, address: String, from: u16, to: u16 },
+    NoFreePort {
+        task: TaskName,
+        address: String,
+        from: u16,
+        to: u16,
+    },
     #[error("a controller of term {asked} is not obeyed: one of term {seen} was seen")]
     OldTerm { asked: u64, seen: u64 },
     #[error("an order that makes no sense: {0}")]
@@ -45,7 +60,11 @@ pub enum AgentError {
 
 impl AgentError {
     pub(crate) fn io(what: &'static str, path: &Path, source: std::io::Error) -> Self {
-        Self::Io { what, path: path.to_owned(), source }
+        Self::Io {
+            what,
+            path: path.to_owned(),
+            source,
+        }
     }
 
     /// One word for the controller, which decides by it whether to try again.
@@ -53,13 +72,17 @@ impl AgentError {
         match self {
             AgentError::OldGeneration { .. } | AgentError::OldTerm { .. } => "stale",
             AgentError::UnknownTask(_) | AgentError::UnknownMachine(_) => "not-found",
-            AgentError::StillRuns(_) | AgentError::PortTaken { .. } | AgentError::NoFreePort { .. } => "not-now",
+            AgentError::StillRuns(_)
+            | AgentError::PortTaken { .. }
+            | AgentError::NoFreePort { .. } => "not-now",
             AgentError::Unreachable(_) => "unknown",
             AgentError::BadLaunch { .. }
             | AgentError::UnknownUser { .. }
             | AgentError::NotRoot { .. }
             | AgentError::BadOrder(_) => "bad-request",
-            AgentError::Io { .. } | AgentError::AlreadyRunning { .. } | AgentError::Forwarder(_) => "internal",
+            AgentError::Io { .. }
+            | AgentError::AlreadyRunning { .. }
+            | AgentError::Forwarder(_) => "internal",
         }
     }
 

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use homeostat_api::v1::{EndpointTarget, ForwarderReport, OnChange as WireOnChange};
 use homeostat_model::{CellLayout, Epoch, LocalMachine, MachineLayout, RecordVersion, ServiceName};
-use homeostat_supervisor::endpoint::protocol::{Answer, Event, Listening, Message, OnChange, Request, ServiceTarget, Verb};
+use homeostat_supervisor::endpoint::protocol::{
+    Answer, Event, Listening, Message, OnChange, Request, ServiceTarget, Verb,
+};
 use homeostat_supervisor::endpoint::{EndpointFile, SOCKET};
 use tokio::sync::mpsc;
 
@@ -47,7 +49,12 @@ enum Ending {
 }
 
 impl Forwarder {
-    pub(crate) fn new(program: PathBuf, layout: &MachineLayout, cell: &CellLayout, machine: &LocalMachine) -> Self {
+    pub(crate) fn new(
+        program: PathBuf,
+        layout: &MachineLayout,
+        cell: &CellLayout,
+        machine: &LocalMachine,
+    ) -> Self {
         Self {
             program,
             run: layout.endpoint_run(),
@@ -83,7 +90,13 @@ impl Forwarder {
             });
             return;
         }
-        self.requests = Some(talk(socket, Patience::JustStarted, wakes.clone(), Wake::Forwarder, Wake::ForwarderGone));
+        self.requests = Some(talk(
+            socket,
+            Patience::JustStarted,
+            wakes.clone(),
+            Wake::Forwarder,
+            Wake::ForwarderGone,
+        ));
         self.tell(self.targets.values().cloned().collect());
     }
 
@@ -95,13 +108,20 @@ impl Forwarder {
             .append(true)
             .open(&self.log)
             .map_err(|error| AgentError::io("cannot open", &self.log, error))?;
-        detached(&self.program, &["forward", &self.run.display().to_string()], log)
-            .map_err(|error| AgentError::io("cannot start", &self.program, error))
+        detached(
+            &self.program,
+            &["forward", &self.run.display().to_string()],
+            log,
+        )
+        .map_err(|error| AgentError::io("cannot start", &self.program, error))
     }
 
     pub(crate) fn set(&mut self, targets: &[EndpointTarget]) {
         for target in targets {
-            let known = self.targets.get(&target.service).map(|known| (known.epoch, known.version));
+            let known = self
+                .targets
+                .get(&target.service)
+                .map(|known| (known.epoch, known.version));
             if known.is_none_or(|known| known <= (target.epoch, target.version)) {
                 self.targets.insert(target.service.clone(), target.clone());
             }
@@ -110,7 +130,10 @@ impl Forwarder {
     }
 
     fn tell(&mut self, targets: Vec<EndpointTarget>) {
-        let targets: Vec<ServiceTarget> = targets.iter().filter_map(|target| self.translate(target)).collect();
+        let targets: Vec<ServiceTarget> = targets
+            .iter()
+            .filter_map(|target| self.translate(target))
+            .collect();
         if targets.is_empty() {
             return;
         }
@@ -120,7 +143,12 @@ impl Forwarder {
     fn send(&mut self, verb: Verb) {
         self.next_id += 1;
         if let Some(requests) = &self.requests
-            && requests.try_send(Request { id: self.next_id, verb }).is_err()
+            && requests
+                .try_send(Request {
+                    id: self.next_id,
+                    verb,
+                })
+                .is_err()
         {
             eprintln!("the endpoint forwarder does not keep up");
             // Ends the conversation; the next one begins with all targets, so none is lost.
@@ -132,11 +160,17 @@ impl Forwarder {
         let address = |text: &String| text.parse::<SocketAddr>().ok();
         Some(ServiceTarget {
             service: ServiceName::new(target.service.clone()).ok()?,
-            listen: format!("{}:{}", self.machine.address, target.port).parse().ok()?,
+            listen: format!("{}:{}", self.machine.address, target.port)
+                .parse()
+                .ok()?,
             epoch: Epoch(target.epoch),
             version: RecordVersion(target.version),
             targets: target.targets.iter().filter_map(address).collect(),
-            on_change: if target.on_change == WireOnChange::Close as i32 { OnChange::Close } else { OnChange::Keep },
+            on_change: if target.on_change == WireOnChange::Close as i32 {
+                OnChange::Close
+            } else {
+                OnChange::Keep
+            },
             hold_ms: target.hold_ms,
         })
     }
@@ -149,24 +183,39 @@ impl Forwarder {
                 for service in hello.services {
                     match service.listening {
                         Listening::Yes => self.errors.remove(service.target.service.as_str()),
-                        Listening::No { why } => self.errors.insert(service.target.service.to_string(), why),
+                        Listening::No { why } => {
+                            self.errors.insert(service.target.service.to_string(), why)
+                        }
                     };
                 }
                 self.reports()
             }
-            Message::Event(Event::ListenFailed { service, listen, why }) => {
-                self.errors.insert(service.to_string(), format!("cannot listen on {listen}: {why}"));
+            Message::Event(Event::ListenFailed {
+                service,
+                listen,
+                why,
+            }) => {
+                self.errors.insert(
+                    service.to_string(),
+                    format!("cannot listen on {listen}: {why}"),
+                );
                 self.reports()
             }
             Message::Event(Event::Listening { service, listen: _ }) => {
                 self.errors.remove(service.as_str());
                 self.reports()
             }
-            Message::Reply { id: _, answer: Answer::Refused { why } } => {
+            Message::Reply {
+                id: _,
+                answer: Answer::Refused { why },
+            } => {
                 eprintln!("the endpoint forwarder refused: {why}");
                 Vec::new()
             }
-            Message::Reply { id: _, answer: Answer::Accepted | Answer::Taken { .. } | Answer::Status { .. } }
+            Message::Reply {
+                id: _,
+                answer: Answer::Accepted | Answer::Taken { .. } | Answer::Status { .. },
+            }
             | Message::Event(Event::Drained { .. }) => Vec::new(),
         }
     }
@@ -189,8 +238,12 @@ impl Forwarder {
     /// Ends it with the cell. Says whether there is one to wait for; the order is only on its way.
     pub(crate) fn stop(&mut self) -> bool {
         self.ending = Ending::Yes;
-        self.send(Verb::Drain { within_ms: DRAIN_MS });
-        self.requests.as_ref().is_some_and(|requests| !requests.is_closed())
+        self.send(Verb::Drain {
+            within_ms: DRAIN_MS,
+        });
+        self.requests
+            .as_ref()
+            .is_some_and(|requests| !requests.is_closed())
     }
 
     pub(crate) fn is_ending(&self) -> bool {

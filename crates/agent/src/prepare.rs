@@ -11,7 +11,8 @@ use std::path::Path;
 
 use homeostat_api::v1::{Launch, StartTask, Supervision};
 use homeostat_model::{
-    Bytes, CellIdentity, Generation, LocalMachine, MachineLayout, PortName, ServiceName, TaskName, Template, Variable,
+    Bytes, CellIdentity, Generation, LocalMachine, MachineLayout, PortName, ServiceName, TaskName,
+    Template, Variable,
 };
 use homeostat_supervisor::beneath;
 use homeostat_supervisor::launch::{FORMAT, LaunchFile, UserIds};
@@ -40,10 +41,10 @@ impl Preparing<'_> {
         let bad = |error: homeostat_model::BadName| AgentError::BadOrder(error.to_string());
         let task = TaskName::new(order.task.clone()).map_err(bad)?;
         let service = ServiceName::new(order.service.clone()).map_err(bad)?;
-        let launch = order
-            .launch
-            .as_ref()
-            .ok_or_else(|| AgentError::BadLaunch { task: task.clone(), why: "nothing to launch".into() })?;
+        let launch = order.launch.as_ref().ok_or_else(|| AgentError::BadLaunch {
+            task: task.clone(),
+            why: "nothing to launch".into(),
+        })?;
         let user = users::resolve(&task, &launch.user, self.cell.task_user)?;
         let ports = self.ports(&task, launch)?;
 
@@ -57,14 +58,24 @@ impl Preparing<'_> {
             give(&data, user)?;
         }
 
-        let values = Values { task: &task, order, machine: self.machine, ports: &ports, data: &data };
+        let values = Values {
+            task: &task,
+            order,
+            machine: self.machine,
+            ports: &ports,
+            data: &data,
+        };
         let mut launch_file = LaunchFile {
             format: FORMAT,
             task: task.clone(),
             service,
             machine: self.machine.spec.name.clone(),
             generation: Generation(order.generation),
-            argv: launch.command.iter().map(|word| values.fill(word)).collect::<Result<_, _>>()?,
+            argv: launch
+                .command
+                .iter()
+                .map(|word| values.fill(word))
+                .collect::<Result<_, _>>()?,
             env: launch
                 .env
                 .iter()
@@ -76,7 +87,11 @@ impl Preparing<'_> {
             shared: self.shared.to_owned(),
             user,
             grace_ms: launch.grace_ms,
-            memory_limit: launch.resources.as_ref().map(|r| Bytes(r.memory_bytes)).filter(|bytes| bytes.0 > 0),
+            memory_limit: launch
+                .resources
+                .as_ref()
+                .map(|r| Bytes(r.memory_bytes))
+                .filter(|bytes| bytes.0 > 0),
             address: self.machine.address.clone(),
             ports: ports.clone(),
             keeper: None,
@@ -93,42 +108,65 @@ impl Preparing<'_> {
             let content = values.fill(content)?;
             beneath::write(&data, Path::new(path), content.as_bytes(), user).map_err(|error| {
                 let why = format!("cannot write file '{path}' in the task's folder: {error}");
-                AgentError::BadLaunch { task: task.clone(), why }
+                AgentError::BadLaunch {
+                    task: task.clone(),
+                    why,
+                }
             })?;
         }
         // What is left of an earlier run must not be taken for the end of this one.
-        let fail = |error: RunError| AgentError::BadLaunch { task: task.clone(), why: error.to_string() };
+        let fail = |error: RunError| AgentError::BadLaunch {
+            task: task.clone(),
+            why: error.to_string(),
+        };
         ExitFile::remove(&run).map_err(fail)?;
         launch_file.store().map_err(fail)?;
         Ok(launch_file)
     }
 
     /// Fixed ports must be free; picked ones are kept from the last time where they still are.
-    fn ports(&self, task: &TaskName, launch: &Launch) -> Result<BTreeMap<PortName, u16>, AgentError> {
+    fn ports(
+        &self,
+        task: &TaskName,
+        launch: &Launch,
+    ) -> Result<BTreeMap<PortName, u16>, AgentError> {
         let path = self.layout.task_ports(task);
-        let before: BTreeMap<PortName, u16> =
-            fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        let before: BTreeMap<PortName, u16> = fs::read(&path)
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default();
         let mut ports = BTreeMap::new();
         for (name, wanted) in &launch.ports {
-            let name = PortName::new(name.clone())
-                .map_err(|error| AgentError::BadLaunch { task: task.clone(), why: error.to_string() })?;
+            let name = PortName::new(name.clone()).map_err(|error| AgentError::BadLaunch {
+                task: task.clone(),
+                why: error.to_string(),
+            })?;
             let port = match u16::try_from(*wanted) {
                 Err(_) => {
                     let why = format!("{wanted} is not a port");
-                    return Err(AgentError::BadLaunch { task: task.clone(), why });
+                    return Err(AgentError::BadLaunch {
+                        task: task.clone(),
+                        why,
+                    });
                 }
                 Ok(0) => self.pick(task, before.get(&name).copied(), &ports)?,
                 Ok(fixed) if self.free(fixed) => fixed,
                 Ok(port) => {
                     let address = self.machine.address.clone();
-                    return Err(AgentError::PortTaken { task: task.clone(), address, port });
+                    return Err(AgentError::PortTaken {
+                        task: task.clone(),
+                        address,
+                        port,
+                    });
                 }
             };
             ports.insert(name, port);
         }
         if ports != before {
-            let text = serde_json::to_vec(&ports)
-                .map_err(|error| AgentError::BadLaunch { task: task.clone(), why: error.to_string() })?;
+            let text = serde_json::to_vec(&ports).map_err(|error| AgentError::BadLaunch {
+                task: task.clone(),
+                why: error.to_string(),
+            })?;
             make_folder(path.parent().unwrap_or(&path), 0o700)?;
             write_private(&path, &text)?;
         }
@@ -144,7 +182,11 @@ impl Preparing<'_> {
         before
             .into_iter()
             .chain(PORTS.0..=PORTS.1)
-            .find(|port| !self.taken.contains(port) && !own.values().any(|used| used == port) && self.free(*port))
+            .find(|port| {
+                !self.taken.contains(port)
+                    && !own.values().any(|used| used == port)
+                    && self.free(*port)
+            })
             .ok_or_else(|| AgentError::NoFreePort {
                 task: task.clone(),
                 address: self.machine.address.clone(),
@@ -169,7 +211,10 @@ struct Values<'a> {
 
 impl Values<'_> {
     fn fill(&self, text: &str) -> Result<String, AgentError> {
-        let bad = |why: String| AgentError::BadLaunch { task: self.task.clone(), why };
+        let bad = |why: String| AgentError::BadLaunch {
+            task: self.task.clone(),
+            why,
+        };
         let template = Template::parse(text).map_err(|error| bad(error.to_string()))?;
         template.render(|variable| match variable {
             Variable::Address => Ok(self.machine.address.clone()),

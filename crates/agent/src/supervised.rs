@@ -23,7 +23,11 @@ const DIG: (Duration, Duration) = (Duration::from_millis(2), Duration::from_secs
 
 /// Which of the two kinds of supervisor a task has.
 fn verb(launch: &LaunchFile) -> &'static str {
-    if launch.keeper.is_some() { "keeper" } else { "supervise" }
+    if launch.keeper.is_some() {
+        "keeper"
+    } else {
+        "supervise"
+    }
 }
 
 /// Starts the supervisor of a prepared task in a session of its own, so that it outlives this agent.
@@ -34,33 +38,49 @@ pub(crate) fn spawn(program: &Path, launch: &LaunchFile) -> Result<(), AgentErro
         .append(true)
         .open(&log_path)
         .map_err(|error| AgentError::io("cannot open", &log_path, error))?;
-    detached(program, &[verb(launch), &launch.run.display().to_string()], log)
-        .map_err(|error| AgentError::io("cannot start", program, error))
+    detached(
+        program,
+        &[verb(launch), &launch.run.display().to_string()],
+        log,
+    )
+    .map_err(|error| AgentError::io("cannot start", program, error))
 }
 
 /// Starts one of homeostat's own processes so that nothing ties it to this one.
 pub(crate) fn detached(program: &Path, arguments: &[&str], log: File) -> std::io::Result<()> {
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).env_clear();
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .env_clear();
     // SAFETY: setsid is async-signal-safe and touches nothing of this process.
     unsafe {
         command.pre_exec(|| {
-            rustix::process::setsid().map(|_| ()).map_err(std::io::Error::from)
+            rustix::process::setsid()
+                .map(|_| ())
+                .map_err(std::io::Error::from)
         });
     }
     let child = command.spawn()?;
     // Reaped here while this agent lives; by the cell's own process (a subreaper) or init afterwards.
-    std::thread::Builder::new().name("reap".into()).stack_size(32 * 1024).spawn(move || {
-        let mut child = child;
-        drop(child.wait());
-    })?;
+    std::thread::Builder::new()
+        .name("reap".into())
+        .stack_size(32 * 1024)
+        .spawn(move || {
+            let mut child = child;
+            drop(child.wait());
+        })?;
     Ok(())
 }
 
 /// The launch files of every task this machine was given and has not forgotten, and whether their supervisors may still
 /// be on their way: an agent that starts one and dies leaves no other trace of it.
 pub(crate) fn inventory(layout: &MachineLayout) -> Vec<(LaunchFile, Patience)> {
-    let Ok(entries) = std::fs::read_dir(layout.tasks_run()) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(layout.tasks_run()) else {
+        return Vec::new();
+    };
     let mut found = Vec::new();
     for folder in entries.flatten().map(|entry| entry.path()) {
         match LaunchFile::load(&folder) {
@@ -74,12 +94,22 @@ pub(crate) fn inventory(layout: &MachineLayout) -> Vec<(LaunchFile, Patience)> {
 }
 
 fn patience(run: &Path) -> Patience {
-    let written = |name| std::fs::metadata(run.join(name)).and_then(|file| file.modified()).ok();
-    let Some(asked) = written(homeostat_supervisor::launch::FILE) else { return Patience::ShouldListen };
+    let written = |name| {
+        std::fs::metadata(run.join(name))
+            .and_then(|file| file.modified())
+            .ok()
+    };
+    let Some(asked) = written(homeostat_supervisor::launch::FILE) else {
+        return Patience::ShouldListen;
+    };
     let began = written(RECORD).is_some_and(|began| began >= asked);
     // A time in the future says nothing: the clock was set back.
     let young = asked.elapsed().is_ok_and(|age| age <= LISTEN_WITHIN);
-    if young && !began { Patience::JustStarted } else { Patience::ShouldListen }
+    if young && !began {
+        Patience::JustStarted
+    } else {
+        Patience::ShouldListen
+    }
 }
 
 /// Talks to one supervisor until the connection ends. The caller gets everything as [`Wake`]s.
@@ -90,8 +120,15 @@ pub(crate) fn connect(
     patience: Patience,
     wakes: mpsc::Sender<Wake>,
 ) -> mpsc::Sender<Request> {
-    let gone = Wake::SupervisorGone { task: task.clone(), connection };
-    let heard = move |message: Message| Wake::Supervisor { task: task.clone(), connection, message };
+    let gone = Wake::SupervisorGone {
+        task: task.clone(),
+        connection,
+    };
+    let heard = move |message: Message| Wake::Supervisor {
+        task: task.clone(),
+        connection,
+        message,
+    };
     talk(run.join(SOCKET), patience, wakes, heard, gone)
 }
 
@@ -112,7 +149,10 @@ pub(crate) fn bury(run: &Path, generation: Generation) -> Found {
     while let Err(error) = kill_leftovers(run) {
         // Its socket closes a moment before its lock is free.
         if !matches!(error, LeftoverError::Run(RunError::Locked { .. })) {
-            eprintln!("cannot verify that everything of {} is gone: {error}", run.display());
+            eprintln!(
+                "cannot verify that everything of {} is gone: {error}",
+                run.display()
+            );
         } else if UnixStream::connect(run.join(SOCKET)).is_ok() {
             return Found::Lives;
         }
@@ -149,16 +189,30 @@ mod tests {
         std::fs::write(&launch, "").unwrap();
         assert!(matches!(patience(run.path()), Patience::JustStarted));
         std::fs::write(run.path().join(RECORD), "").unwrap();
-        assert!(matches!(patience(run.path()), Patience::ShouldListen), "it began, and does not listen");
+        assert!(
+            matches!(patience(run.path()), Patience::ShouldListen),
+            "it began, and does not listen"
+        );
         std::fs::remove_file(run.path().join(RECORD)).unwrap();
         let long_ago = std::time::SystemTime::now() - 2 * LISTEN_WITHIN;
-        File::options().write(true).open(&launch).unwrap().set_modified(long_ago).unwrap();
-        assert!(matches!(patience(run.path()), Patience::ShouldListen), "it never came");
+        File::options()
+            .write(true)
+            .open(&launch)
+            .unwrap()
+            .set_modified(long_ago)
+            .unwrap();
+        assert!(
+            matches!(patience(run.path()), Patience::ShouldListen),
+            "it never came"
+        );
     }
 
     #[test]
     fn what_left_no_word_is_lost() {
         let run = tempfile::tempdir().unwrap();
-        assert!(matches!(bury(run.path(), Generation(1)), Found::Ended(TaskState::Lost)));
+        assert!(matches!(
+            bury(run.path(), Generation(1)),
+            Found::Ended(TaskState::Lost)
+        ));
     }
 }

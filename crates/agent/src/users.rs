@@ -8,17 +8,29 @@ use crate::AgentError;
 /// Turns a launch's `user` into ids. `None`: the user that runs the cell.
 ///
 /// `cell_user` is the unprivileged user that the cell chose for its tasks when root runs it.
-pub(crate) fn resolve(task: &TaskName, user: &str, cell_user: Option<u32>) -> Result<Option<UserIds>, AgentError> {
+pub(crate) fn resolve(
+    task: &TaskName,
+    user: &str,
+    cell_user: Option<u32>,
+) -> Result<Option<UserIds>, AgentError> {
     let root = rustix::process::geteuid().is_root();
     match user {
-        "cell" => Ok(cell_user.filter(|_| root).map(|id| UserIds { uid: id, gid: id })),
+        "cell" => Ok(cell_user
+            .filter(|_| root)
+            .map(|id| UserIds { uid: id, gid: id })),
         "root" if root => Ok(None),
-        named if !root => Err(AgentError::NotRoot { task: task.clone(), user: named.to_owned() }),
+        named if !root => Err(AgentError::NotRoot {
+            task: task.clone(),
+            user: named.to_owned(),
+        }),
         named => {
             let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
             find(&passwd, named)
                 .map(Some)
-                .ok_or_else(|| AgentError::UnknownUser { task: task.clone(), user: named.to_owned() })
+                .ok_or_else(|| AgentError::UnknownUser {
+                    task: task.clone(),
+                    user: named.to_owned(),
+                })
         }
     }
 }

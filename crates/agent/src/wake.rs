@@ -15,11 +15,22 @@ pub(crate) enum Wake {
     Unlinked,
     Order(Box<ToAgent>),
     /// A supervisor said something. `connection` tells it from what an earlier connection's said.
-    Supervisor { task: TaskName, connection: u64, message: Message },
+    Supervisor {
+        task: TaskName,
+        connection: u64,
+        message: Message,
+    },
     /// The connection to a supervisor ended, or could never be made.
-    SupervisorGone { task: TaskName, connection: u64 },
+    SupervisorGone {
+        task: TaskName,
+        connection: u64,
+    },
     /// What became of a task whose supervisor cannot be spoken to.
-    Buried { task: TaskName, connection: u64, found: Found },
+    Buried {
+        task: TaskName,
+        connection: u64,
+        found: Found,
+    },
     /// The endpoint forwarder said something.
     Forwarder(endpoint::Message),
     ForwarderGone,

@@ -5,12 +5,13 @@ use tokio::sync::mpsc;
 
 use crate::Refusal;
 use crate::v1::{
-    ActReply, ActRequest, ChecksReply, ChecksRequest, DescribeReply, DescribeRequest, ForgetReply, ForgetRequest,
-    HelloReply, HelloRequest, InspectReply, InspectRequest, KillReply, KillRequest, LocalCallReply, LocalCallRequest,
-    NoteReply, NoteRequest, PlaceReply, PlaceRequest, PrepareEvictionReply, PrepareEvictionRequest, ReadReply,
-    ReadRequest, RolloutReply, RolloutRequest, SetEndpointReply, SetEndpointRequest, StartReply, StartRequest,
-    StopReply, StopRequest, TaskEvent, TurndownReply, TurndownRequest, TurnupReply, TurnupRequest, WatchRequest,
-    WriteReply, WriteRequest,
+    ActReply, ActRequest, ChecksReply, ChecksRequest, DescribeReply, DescribeRequest, ForgetReply,
+    ForgetRequest, HelloReply, HelloRequest, InspectReply, InspectRequest, KillReply, KillRequest,
+    LocalCallReply, LocalCallRequest, NoteReply, NoteRequest, PlaceReply, PlaceRequest,
+    PrepareEvictionReply, PrepareEvictionRequest, ReadReply, ReadRequest, RolloutReply,
+    RolloutRequest, SetEndpointReply, SetEndpointRequest, StartReply, StartRequest, StopReply,
+    StopRequest, TaskEvent, TurndownReply, TurndownRequest, TurnupReply, TurnupRequest,
+    WatchRequest, WriteReply, WriteRequest,
 };
 
 type Answer<T> = Result<T, Refusal>;
@@ -25,7 +26,10 @@ pub trait AdminServer: Send + Sync + 'static {
     async fn turnup(&self, request: TurnupRequest) -> Answer<TurnupReply>;
     async fn turndown(&self, request: TurndownRequest) -> Answer<TurndownReply>;
     async fn checks(&self, request: ChecksRequest) -> Answer<ChecksReply>;
-    async fn prepare_eviction(&self, request: PrepareEvictionRequest) -> Answer<PrepareEvictionReply>;
+    async fn prepare_eviction(
+        &self,
+        request: PrepareEvictionRequest,
+    ) -> Answer<PrepareEvictionReply>;
     async fn rollout(&self, request: RolloutRequest) -> Answer<RolloutReply>;
     async fn inspect(&self, request: InspectRequest) -> Answer<InspectReply>;
     async fn act(&self, request: ActRequest) -> Answer<ActReply>;

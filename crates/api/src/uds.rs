@@ -14,10 +14,12 @@ pub const LONGEST_PATH: usize = 107;
 /// Connects lazily; a call on a dead socket fails at once with `Unavailable`, and the next one connects again.
 pub fn channel(socket: &Path) -> Channel {
     let socket: PathBuf = socket.to_owned();
-    Endpoint::from_static("http://cell.local").connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    }))
+    Endpoint::from_static("http://cell.local").connect_with_connector_lazy(tower::service_fn(
+        move |_: Uri| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        },
+    ))
 }
 
 /// Listens on `socket` (mode 0600), replacing a dead one. Connections of other users are dropped before they are
@@ -29,7 +31,10 @@ pub fn listen(socket: &Path) -> io::Result<impl Stream<Item = io::Result<UnixStr
     if socket.as_os_str().len() > LONGEST_PATH {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("socket path {} is longer than {LONGEST_PATH} bytes", socket.display()),
+            format!(
+                "socket path {} is longer than {LONGEST_PATH} bytes",
+                socket.display()
+            ),
         ));
     }
     match std::os::unix::net::UnixStream::connect(socket) {
@@ -63,9 +68,13 @@ fn remove_dead(socket: &Path) -> io::Result<()> {
 fn async_accept(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> + use<> {
     use tokio_stream::StreamExt;
     let own = own_uid();
-    tokio_stream::wrappers::UnixListenerStream::new(listener).filter(move |connection| match connection {
-        Ok(stream) => stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0),
-        Err(_) => true,
+    tokio_stream::wrappers::UnixListenerStream::new(listener).filter(move |connection| {
+        match connection {
+            Ok(stream) => stream
+                .peer_cred()
+                .is_ok_and(|peer| peer.uid() == own || peer.uid() == 0),
+            Err(_) => true,
+        }
     })
 }
 

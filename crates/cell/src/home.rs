@@ -6,7 +6,9 @@ use std::net::TcpListener;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use homeostat_model::{CellIdentity, CellLayout, CellName, LocalMachine, MachineSpec, STATE_FORMAT};
+use homeostat_model::{
+    CellIdentity, CellLayout, CellName, LocalMachine, MachineSpec, STATE_FORMAT,
+};
 use sha2::{Digest, Sha256};
 
 /// Tasks of a cell that root runs get the user and group with this number plus the cell's block: above all ranges that
@@ -16,8 +18,18 @@ const FIRST_TASK_USER: u32 = 77_000;
 const CLAIM_PORT: u16 = 7777;
 /// Everything that a cell has in its state folder. Nothing else is ever removed from there.
 const OWN: [&str; 12] = [
-    "cell.json", "cell.json.new", "store.redb", "store.redb.lock", "lock", "down", TURN, "log", "packages", "shared",
-    "machines", "checks",
+    "cell.json",
+    "cell.json.new",
+    "store.redb",
+    "store.redb.lock",
+    "lock",
+    "down",
+    TURN,
+    "log",
+    "packages",
+    "shared",
+    "machines",
+    "checks",
 ];
 /// Held by whoever makes, starts or removes the cell: they take turns.
 const TURN: &str = "turn";
@@ -33,19 +45,35 @@ pub enum HomeError {
     },
     #[error("there is no cell in {0}; start one with: homeostat up CELL_FOLDER")]
     NoCell(PathBuf),
-    #[error("{path} was written by a newer homeostat (format {found}; this one knows {known}); nothing was changed: use that version, or another --state")]
-    Newer { path: PathBuf, found: u32, known: u32 },
-    #[error("{path} cannot be read; nothing was changed: restore it from a copy, or use another --state")]
+    #[error(
+        "{path} was written by a newer homeostat (format {found}; this one knows {known}); nothing was changed: use that version, or another --state"
+    )]
+    Newer {
+        path: PathBuf,
+        found: u32,
+        known: u32,
+    },
+    #[error(
+        "{path} cannot be read; nothing was changed: restore it from a copy, or use another --state"
+    )]
     Garbled {
         path: PathBuf,
         #[source]
         source: serde_json::Error,
     },
     #[error("{state} belongs to cell '{found}', not '{asked}'; use another --state for it")]
-    OtherCell { state: PathBuf, found: CellName, asked: CellName },
-    #[error("{0} holds other things ({1}) and no cell; choose an empty folder, or one that does not exist yet")]
+    OtherCell {
+        state: PathBuf,
+        found: CellName,
+        asked: CellName,
+    },
+    #[error(
+        "{0} holds other things ({1}) and no cell; choose an empty folder, or one that does not exist yet"
+    )]
     NotEmpty(PathBuf, String),
-    #[error("tasks run as user {uid}, which may not enter {path}; choose a --state below a folder that everybody may enter, such as /var/lib/homeostat")]
+    #[error(
+        "tasks run as user {uid}, which may not enter {path}; choose a --state below a folder that everybody may enter, such as /var/lib/homeostat"
+    )]
     Unreachable { uid: u32, path: PathBuf },
     #[error("all 254 blocks of addresses 127.77.N.0 are in use")]
     NoBlock,
@@ -65,7 +93,9 @@ impl HomeError {
 /// Where cells live unless `--state` says otherwise. Root's cells live in /var/lib: their tasks run as another user, who
 /// may not enter root's home.
 pub fn default_state(name: &CellName) -> PathBuf {
-    if let Some(state) = std::env::var_os("XDG_STATE_HOME").filter(|path| Path::new(path).is_absolute()) {
+    if let Some(state) =
+        std::env::var_os("XDG_STATE_HOME").filter(|path| Path::new(path).is_absolute())
+    {
         return Path::new(&state).join("homeostat").join(name.as_str());
     }
     if rustix::process::geteuid().is_root() {
@@ -83,15 +113,27 @@ pub fn find(state: &Path) -> Result<(CellIdentity, CellLayout), HomeError> {
     let path = CellLayout::identity(state);
     let text = match fs::read(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(HomeError::NoCell(state.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(HomeError::NoCell(state.to_owned()));
+        }
         Err(error) => return Err(HomeError::io("cannot read", &path)(error)),
     };
-    let garbled = |source| HomeError::Garbled { path: path.clone(), source };
+    let garbled = |source| HomeError::Garbled {
+        path: path.clone(),
+        source,
+    };
     let head: serde_json::Value = serde_json::from_slice(&text).map_err(garbled)?;
     // Looked at before anything else: a newer file may have any shape.
-    let found = head["format"].as_u64().and_then(|format| u32::try_from(format).ok()).unwrap_or(u32::MAX);
+    let found = head["format"]
+        .as_u64()
+        .and_then(|format| u32::try_from(format).ok())
+        .unwrap_or(u32::MAX);
     if found > STATE_FORMAT {
-        return Err(HomeError::Newer { path, found, known: STATE_FORMAT });
+        return Err(HomeError::Newer {
+            path,
+            found,
+            known: STATE_FORMAT,
+        });
     }
     let identity: CellIdentity = serde_json::from_value(head).map_err(garbled)?;
     let layout = CellLayout::new(state, &identity.run);
@@ -102,7 +144,11 @@ pub fn find(state: &Path) -> Result<(CellIdentity, CellLayout), HomeError> {
 ///
 /// # Errors
 /// When folders cannot be made, or the state folder belongs to another cell or a newer version.
-pub fn make(state: &Path, name: &CellName, machines: &[MachineSpec]) -> Result<(CellIdentity, CellLayout), HomeError> {
+pub fn make(
+    state: &Path,
+    name: &CellName,
+    machines: &[MachineSpec],
+) -> Result<(CellIdentity, CellLayout), HomeError> {
     if machines.len() > 250 {
         return Err(HomeError::TooManyMachines(machines.len()));
     }
@@ -140,7 +186,8 @@ pub fn make(state: &Path, name: &CellName, machines: &[MachineSpec]) -> Result<(
     if let Some(uid) = task_user {
         // Supervisors of different machines share it as root; keepers prepare templates there as the tasks' user.
         let shared = state.join("shared");
-        std::os::unix::fs::chown(&shared, Some(uid), Some(uid)).map_err(HomeError::io("cannot hand over", &shared))?;
+        std::os::unix::fs::chown(&shared, Some(uid), Some(uid))
+            .map_err(HomeError::io("cannot hand over", &shared))?;
     }
     let identity = CellIdentity {
         format: STATE_FORMAT,
@@ -151,7 +198,10 @@ pub fn make(state: &Path, name: &CellName, machines: &[MachineSpec]) -> Result<(
         machines: addressed(machines, block, existing.as_ref()),
     };
     let path = CellLayout::identity(state);
-    let text = serde_json::to_vec_pretty(&identity).map_err(|source| HomeError::Garbled { path: path.clone(), source })?;
+    let text = serde_json::to_vec_pretty(&identity).map_err(|source| HomeError::Garbled {
+        path: path.clone(),
+        source,
+    })?;
     let temporary = path.with_extension("json.new");
     fs::write(&temporary, text).map_err(HomeError::io("cannot write", &temporary))?;
     fs::rename(&temporary, &path).map_err(HomeError::io("cannot write", &path))?;
@@ -159,8 +209,16 @@ pub fn make(state: &Path, name: &CellName, machines: &[MachineSpec]) -> Result<(
 }
 
 /// Machines keep their addresses for life.
-fn addressed(machines: &[MachineSpec], block: u8, existing: Option<&CellIdentity>) -> Vec<LocalMachine> {
-    let before = |spec: &MachineSpec| existing.and_then(|identity| identity.machine(&spec.name)).map(|m| m.address.clone());
+fn addressed(
+    machines: &[MachineSpec],
+    block: u8,
+    existing: Option<&CellIdentity>,
+) -> Vec<LocalMachine> {
+    let before = |spec: &MachineSpec| {
+        existing
+            .and_then(|identity| identity.machine(&spec.name))
+            .map(|m| m.address.clone())
+    };
     let mut taken: Vec<String> = machines.iter().filter_map(before).collect();
     machines
         .iter()
@@ -173,7 +231,10 @@ fn addressed(machines: &[MachineSpec], block: u8, existing: Option<&CellIdentity
                 taken.push(free.clone());
                 free
             });
-            LocalMachine { spec: spec.clone(), address }
+            LocalMachine {
+                spec: spec.clone(),
+                address,
+            }
         })
         .collect()
 }
@@ -196,9 +257,13 @@ pub fn take_turn(state: &Path) -> Result<fs::File, HomeError> {
             .map_err(HomeError::io("cannot open", &path))?;
         rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
             .map_err(|error| HomeError::io("cannot lock", &path)(error.into()))?;
-        let held = file.metadata().map_err(HomeError::io("cannot look at", &path))?;
+        let held = file
+            .metadata()
+            .map_err(HomeError::io("cannot look at", &path))?;
         // Whoever had the turn before may have removed the cell, and the file with it.
-        if fs::metadata(&path).is_ok_and(|there| (there.dev(), there.ino()) == (held.dev(), held.ino())) {
+        if fs::metadata(&path)
+            .is_ok_and(|there| (there.dev(), there.ino()) == (held.dev(), held.ino()))
+        {
             return Ok(file);
         }
     }
@@ -213,7 +278,14 @@ fn make_state(state: &Path) -> Result<(), HomeError> {
             return Err(HomeError::NotEmpty(state.to_owned(), few.join(", ")));
         }
     }
-    make_folder(state, if rustix::process::geteuid().is_root() { 0o711 } else { 0o700 })
+    make_folder(
+        state,
+        if rustix::process::geteuid().is_root() {
+            0o711
+        } else {
+            0o700
+        },
+    )
 }
 
 /// What is in a folder and not of a cell.
@@ -223,8 +295,10 @@ fn foreign(state: &Path) -> Result<Vec<String>, HomeError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(HomeError::io("cannot look into", state)(error)),
     };
-    let mut names: Vec<String> =
-        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<String> = entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
     names.retain(|name| !OWN.contains(&name.as_str()));
     names.sort();
     Ok(names)
@@ -234,7 +308,11 @@ fn make_folder(path: &Path, mode: u32) -> Result<(), HomeError> {
     if path.is_dir() {
         return Ok(());
     }
-    fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(HomeError::io("cannot make folder", path))
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(HomeError::io("cannot make folder", path))
 }
 
 /// Every folder above the state must let the tasks' user through.
@@ -242,7 +320,10 @@ fn enterable(state: &Path, uid: u32) -> Result<(), HomeError> {
     for folder in state.ancestors() {
         let metadata = fs::metadata(folder).map_err(HomeError::io("cannot look at", folder))?;
         if metadata.permissions().mode() & 0o001 == 0 {
-            return Err(HomeError::Unreachable { uid, path: folder.to_owned() });
+            return Err(HomeError::Unreachable {
+                uid,
+                path: folder.to_owned(),
+            });
         }
     }
     Ok(())
@@ -255,10 +336,17 @@ fn run_folder(state: &Path) -> Result<PathBuf, HomeError> {
     let metadata = fs::symlink_metadata(&base).map_err(HomeError::io("cannot look at", &base))?;
     // Anybody may make a folder in /tmp; one that is not ours (or is a link) would let them answer for our sockets.
     if !is_ours(&base) {
-        return Err(HomeError::ForeignRun { path: base, owner: metadata.uid() });
+        return Err(HomeError::ForeignRun {
+            path: base,
+            owner: metadata.uid(),
+        });
     }
     let digest = Sha256::digest(state.as_os_str().as_encoded_bytes());
-    let short: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let short: String = digest
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let run = base.join(short);
     make_folder(&run, 0o711)?;
     Ok(run)
@@ -271,7 +359,9 @@ fn run_folder(state: &Path) -> Result<PathBuf, HomeError> {
 pub fn mark_up(layout: &CellLayout) -> Result<(), HomeError> {
     let mark = layout.down_mark();
     match fs::remove_file(&mark) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(HomeError::io("cannot remove", &mark)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(HomeError::io("cannot remove", &mark)(error))
+        }
         Ok(()) | Err(_) => Ok(()),
     }
 }
@@ -284,7 +374,9 @@ fn run_base() -> PathBuf {
     }
     match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
         // Long ones leave no room for the sockets' own names.
-        Some(path) if path.is_absolute() && path.is_dir() && path.as_os_str().len() < 30 => path.join("homeostat"),
+        Some(path) if path.is_absolute() && path.is_dir() && path.as_os_str().len() < 30 => {
+            path.join("homeostat")
+        }
         Some(_) | None => PathBuf::from(format!("/tmp/homeostat-{}", user.as_raw())),
     }
 }
@@ -301,7 +393,9 @@ pub struct BlockClaim(#[allow(dead_code)] TcpListener);
 
 /// Claims the block; `None` when another cell has it.
 pub fn claim(block: u8) -> Option<BlockClaim> {
-    TcpListener::bind((format!("127.77.{block}.254").as_str(), CLAIM_PORT)).ok().map(BlockClaim)
+    TcpListener::bind((format!("127.77.{block}.254").as_str(), CLAIM_PORT))
+        .ok()
+        .map(BlockClaim)
 }
 
 /// A block that no running cell holds, the same one for the same folder where possible.
@@ -322,14 +416,24 @@ fn free_block(state: &Path) -> Result<u8, HomeError> {
 pub fn purge(layout: &CellLayout) -> Result<(), HomeError> {
     remove(&layout.run)?;
     // Its identity goes last but for the turn: what is left of an interrupted removal is still known for a cell.
-    for name in OWN.iter().filter(|name| !["cell.json", TURN].contains(name)) {
+    for name in OWN
+        .iter()
+        .filter(|name| !["cell.json", TURN].contains(name))
+    {
         remove(&layout.state.join(name))?;
     }
     remove(&CellLayout::identity(&layout.state))?;
     remove(&layout.state.join(TURN))?;
     match fs::remove_dir(&layout.state) {
         Ok(()) => Ok(()),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => Ok(()),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+            ) =>
+        {
+            Ok(())
+        }
         Err(error) => Err(HomeError::io("cannot remove", &layout.state)(error)),
     }
 }
@@ -342,7 +446,9 @@ fn remove(path: &Path) -> Result<(), HomeError> {
         Err(error) => Err(error),
     };
     match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(HomeError::io("cannot remove", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(HomeError::io("cannot remove", path)(error))
+        }
         Ok(()) | Err(_) => Ok(()),
     }
 }
@@ -361,10 +467,18 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         fs::write(home.path().join("thesis.tex"), "all of it").unwrap();
         let refused = make(home.path(), &name("shop"), &[]).unwrap_err();
-        assert!(matches!(refused, HomeError::NotEmpty(_, _)) && refused.to_string().contains("thesis.tex"), "{refused}");
+        assert!(
+            matches!(refused, HomeError::NotEmpty(_, _))
+                && refused.to_string().contains("thesis.tex"),
+            "{refused}"
+        );
         assert!(take_turn(home.path()).is_err());
         assert_eq!(foreign(home.path()).unwrap(), ["thesis.tex"]);
-        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1, "nothing was put there");
+        assert_eq!(
+            fs::read_dir(home.path()).unwrap().count(),
+            1,
+            "nothing was put there"
+        );
     }
 
     #[test]
@@ -401,7 +515,11 @@ mod tests {
         drop(first);
         let second = second.join().unwrap();
         let there = fs::metadata(layout.state.join(TURN)).unwrap();
-        assert_eq!(there.ino(), second.metadata().unwrap().ino(), "it holds the file that is there");
+        assert_eq!(
+            there.ino(),
+            second.metadata().unwrap().ino(),
+            "it holds the file that is there"
+        );
     }
 
     #[test]
@@ -412,7 +530,12 @@ mod tests {
                 serde_json::from_value(json).unwrap()
             })
             .to_vec();
-        let addresses = |machines: &[LocalMachine]| machines.iter().map(|m| m.address.clone()).collect::<Vec<_>>();
+        let addresses = |machines: &[LocalMachine]| {
+            machines
+                .iter()
+                .map(|m| m.address.clone())
+                .collect::<Vec<_>>()
+        };
         let before = CellIdentity {
             format: STATE_FORMAT,
             name: name("c"),
@@ -423,6 +546,9 @@ mod tests {
         };
         assert_eq!(addresses(&before.machines), ["127.77.9.1", "127.77.9.2"]);
         let after = addressed(&machines, 9, Some(&before));
-        assert_eq!(addresses(&after), ["127.77.9.3", "127.77.9.1", "127.77.9.2"]);
+        assert_eq!(
+            addresses(&after),
+            ["127.77.9.3", "127.77.9.1", "127.77.9.2"]
+        );
     }
 }

@@ -67,16 +67,29 @@ pub fn lock(layout: &CellLayout) -> Result<Option<File>, HomeError> {
         .mode(0o600)
         .open(&path)
         .map_err(HomeError::io("cannot open", &path))?;
-    Ok(rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok().then_some(file))
+    Ok(
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .is_ok()
+            .then_some(file),
+    )
 }
 
 /// Keeps the cell's processes alive until the controller is done. Blocks.
 ///
 /// # Errors
 /// When another warden is there, or the cell's addresses are taken.
-pub fn keep(identity: &CellIdentity, layout: &CellLayout, program: &Path, extra: &[String]) -> Result<(), WardenError> {
-    let Some(_lock) = lock(layout)? else { return Err(WardenError::AlreadyRunning(lock_path(layout))) };
-    let Some(_block) = claim(identity.block) else { return Err(WardenError::BlockTaken(identity.block)) };
+pub fn keep(
+    identity: &CellIdentity,
+    layout: &CellLayout,
+    program: &Path,
+    extra: &[String],
+) -> Result<(), WardenError> {
+    let Some(_lock) = lock(layout)? else {
+        return Err(WardenError::AlreadyRunning(lock_path(layout)));
+    };
+    let Some(_block) = claim(identity.block) else {
+        return Err(WardenError::BlockTaken(identity.block));
+    };
     // Supervisors whose agent dies become children of this process and are reaped here, wherever init may be.
     if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         eprintln!("orphans go to init: {error}");
@@ -85,11 +98,18 @@ pub fn keep(identity: &CellIdentity, layout: &CellLayout, program: &Path, extra:
     let state = layout.state.display().to_string();
     let mut wards = vec![Ward {
         name: "controller".into(),
-        arguments: ["controller", &state].map(str::to_owned).into_iter().chain(extra.iter().cloned()).collect(),
+        arguments: ["controller", &state]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(extra.iter().cloned())
+            .collect(),
     }];
     for machine in &identity.machines {
         let name = &machine.spec.name;
-        wards.push(Ward { name: format!("agent-{name}"), arguments: vec!["agent".into(), state.clone(), name.to_string()] });
+        wards.push(Ward {
+            name: format!("agent-{name}"),
+            arguments: vec!["agent".into(), state.clone(), name.to_string()],
+        });
     }
     let wards: Arc<Vec<Ward>> = Arc::new(wards);
     let living: Living = Arc::default();
@@ -135,7 +155,9 @@ fn reap(program: &Path, layout: &CellLayout, wards: &Arc<Vec<Ward>>, living: &Li
             }
         };
         // The lock is held while a child is started and noted, so that its end cannot be seen before its beginning.
-        let ended = lock_living(living).alive.remove(&pid.as_raw_nonzero().get());
+        let ended = lock_living(living)
+            .alive
+            .remove(&pid.as_raw_nonzero().get());
         let Some((ward, began)) = ended else { continue };
         let done = status.exit_status() == Some(DONE);
         if done && ward == CONTROLLER {
@@ -163,7 +185,9 @@ fn end_all(living: &Living) {
     let mut asked = false;
     while Instant::now() < until {
         while let Ok(Some((pid, _))) = rustix::process::wait(WaitOptions::NOHANG) {
-            lock_living(living).alive.remove(&pid.as_raw_nonzero().get());
+            lock_living(living)
+                .alive
+                .remove(&pid.as_raw_nonzero().get());
         }
         let left: Vec<i32> = lock_living(living).alive.keys().copied().collect();
         if left.is_empty() {
@@ -182,7 +206,13 @@ fn end_all(living: &Living) {
 }
 
 /// Starts a ward, and tries again when that fails. None gets a parent-death signal: they are to outlive this process.
-fn start(program: &Path, layout: &CellLayout, wards: &Arc<Vec<Ward>>, ward: usize, living: &Living) {
+fn start(
+    program: &Path,
+    layout: &CellLayout,
+    wards: &Arc<Vec<Ward>>,
+    ward: usize,
+    living: &Living,
+) {
     let mut children = lock_living(living);
     if children.wanted == Wanted::No {
         return;
@@ -206,8 +236,12 @@ fn start_later(
     living: &Living,
     pause: Duration,
 ) {
-    let (program, layout, wards, living) =
-        (program.to_owned(), layout.clone(), Arc::clone(wards), Arc::clone(living));
+    let (program, layout, wards, living) = (
+        program.to_owned(),
+        layout.clone(),
+        Arc::clone(wards),
+        Arc::clone(living),
+    );
     std::thread::spawn(move || {
         std::thread::sleep(pause);
         start(&program, &layout, &wards, ward, &living);
@@ -216,7 +250,11 @@ fn start_later(
 
 fn spawn(program: &Path, ward: &Ward, log: &Path) -> std::io::Result<i32> {
     let too_long = std::fs::metadata(log).is_ok_and(|metadata| metadata.len() > LONGEST_LOG);
-    let output = OpenOptions::new().create(true).append(true).mode(0o600).open(log)?;
+    let output = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(log)?;
     if too_long {
         output.set_len(0)?;
     }

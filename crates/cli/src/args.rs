@@ -7,7 +7,12 @@ use clap::{Args, Parser, Subcommand};
 
 /// Runs a cell: a pool of machines and the services on it.
 #[derive(Debug, Parser)]
-#[command(name = "homeostat", version, disable_help_subcommand = true, max_term_width = 100)]
+#[command(
+    name = "homeostat",
+    version,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
 pub(crate) struct Arguments {
     /// Where the cell keeps its state [default: found by the cell's name]
     #[arg(long, global = true, value_name = "DIR", env = "HOMEOSTAT_STATE")]
@@ -132,15 +137,24 @@ pub(crate) struct SwitchoverOptions {
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let number: u64 = number.parse().map_err(|_| "a number with a unit, such as 120s".to_owned())?;
+    let (number, unit) = text.split_at(
+        text.find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len()),
+    );
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "a number with a unit, such as 120s".to_owned())?;
     let duration = match unit {
         "ms" => Duration::from_millis(number),
         "s" | "" => Duration::from_secs(number),
         "m" => Duration::from_secs(number.saturating_mul(60)),
         other => return Err(format!("'{other}' is not a unit: ms, s or m")),
     };
-    if duration <= LONGEST { Ok(duration) } else { Err("a day at most".to_owned()) }
+    if duration <= LONGEST {
+        Ok(duration)
+    } else {
+        Err("a day at most".to_owned())
+    }
 }
 
 #[cfg(test)]

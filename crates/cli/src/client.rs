@@ -19,13 +19,20 @@ impl Client {
     }
 
     pub(crate) async fn status_json(&self) -> Result<String, tonic::Status> {
-        Ok(self.0.clone().status(StatusRequest {}).await?.into_inner().json)
+        Ok(self
+            .0
+            .clone()
+            .status(StatusRequest {})
+            .await?
+            .into_inner()
+            .json)
     }
 
     pub(crate) async fn status(&self) -> Result<Status, Failure> {
         let json = self.status_json().await?;
-        serde_json::from_str(&json)
-            .map_err(|error| Failure::bug(anyhow::anyhow!(error).context("the controller's status cannot be read")))
+        serde_json::from_str(&json).map_err(|error| {
+            Failure::bug(anyhow::anyhow!(error).context("the controller's status cannot be read"))
+        })
     }
 
     pub(crate) async fn events(

@@ -19,10 +19,17 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// A cell that was not running at all has no controller to ask.
 const CONTROLLER_WITHIN: Duration = Duration::from_secs(10);
 
-pub(crate) async fn down(state: Option<PathBuf>, options: DownOptions) -> Result<ExitCode, Failure> {
+pub(crate) async fn down(
+    state: Option<PathBuf>,
+    options: DownOptions,
+) -> Result<ExitCode, Failure> {
     let (identity, layout) = place::find(state)?;
     if !options.yes {
-        let loss = if options.purge { " AND REMOVES ITS DATABASES, LOGS AND HISTORY" } else { "; its data stays" };
+        let loss = if options.purge {
+            " AND REMOVES ITS DATABASES, LOGS AND HISTORY"
+        } else {
+            "; its data stays"
+        };
         confirm(identity.name.as_str(), loss)?;
     }
     let client = Client::new(&layout);
@@ -38,7 +45,9 @@ pub(crate) async fn down(state: Option<PathBuf>, options: DownOptions) -> Result
         if !asked {
             match client.0.clone().down(DownRequest { by: me() }).await {
                 Ok(_) => asked = true,
-                Err(status) if status.code() == tonic::Code::Unavailable && Instant::now() < controller_until => {}
+                Err(status)
+                    if status.code() == tonic::Code::Unavailable
+                        && Instant::now() < controller_until => {}
                 Err(status) => return Err(status.into()),
             }
         }
@@ -55,8 +64,11 @@ pub(crate) async fn down(state: Option<PathBuf>, options: DownOptions) -> Result
             }
         }
         if Instant::now() >= until {
-            return Err(Failure::cell(anyhow::anyhow!("the cell is not down after {} s", WITHIN.as_secs()))
-                .hint("see what it waits for with: homeostat status"));
+            return Err(Failure::cell(anyhow::anyhow!(
+                "the cell is not down after {} s",
+                WITHIN.as_secs()
+            ))
+            .hint("see what it waits for with: homeostat status"));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     };
@@ -72,31 +84,51 @@ pub(crate) async fn down(state: Option<PathBuf>, options: DownOptions) -> Result
         home::purge(&layout).map_err(Failure::cell)?;
         eprintln!("{} is down and everything of it is removed", identity.name);
     } else {
-        eprintln!("{} is down; its data is in {}", identity.name, layout.state.display());
+        eprintln!(
+            "{} is down; its data is in {}",
+            identity.name,
+            layout.state.display()
+        );
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Whether something still listens in the run folders of this cell's tasks.
 fn still_runs(layout: &homeostat_model::CellLayout) -> bool {
-    let machines = std::fs::read_dir(&layout.run).into_iter().flatten().flatten();
+    let machines = std::fs::read_dir(&layout.run)
+        .into_iter()
+        .flatten()
+        .flatten();
     machines
-        .flat_map(|machine| std::fs::read_dir(machine.path().join("t")).into_iter().flatten().flatten())
+        .flat_map(|machine| {
+            std::fs::read_dir(machine.path().join("t"))
+                .into_iter()
+                .flatten()
+                .flatten()
+        })
         .any(|task| std::os::unix::net::UnixStream::connect(task.path().join("s")).is_ok())
 }
 
 fn confirm(name: &str, loss: &str) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::input(anyhow::anyhow!("this stops cell {name} and there is nobody to ask"))
-            .hint("say --yes if you mean it"));
+        return Err(Failure::input(anyhow::anyhow!(
+            "this stops cell {name} and there is nobody to ask"
+        ))
+        .hint("say --yes if you mean it"));
     }
     eprint!("this stops every service of cell {name}{loss}.\ntype the cell's name to go on: ");
     std::io::stderr().flush().unwrap_or_default();
     let mut line = String::new();
-    std::io::stdin().lock().read_line(&mut line).map_err(Failure::input)?;
+    std::io::stdin()
+        .lock()
+        .read_line(&mut line)
+        .map_err(Failure::input)?;
     if line.trim() == name {
         Ok(())
     } else {
-        Err(Failure::input(anyhow::anyhow!("'{}' is not '{name}': nothing was done", line.trim())))
+        Err(Failure::input(anyhow::anyhow!(
+            "'{}' is not '{name}': nothing was done",
+            line.trim()
+        )))
     }
 }

@@ -19,15 +19,27 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn cell(error: impl Into<anyhow::Error>) -> Self {
-        Self { kind: Kind::Cell, error: error.into(), hint: None }
+        Self {
+            kind: Kind::Cell,
+            error: error.into(),
+            hint: None,
+        }
     }
 
     pub(crate) fn input(error: impl Into<anyhow::Error>) -> Self {
-        Self { kind: Kind::Input, error: error.into(), hint: None }
+        Self {
+            kind: Kind::Input,
+            error: error.into(),
+            hint: None,
+        }
     }
 
     pub(crate) fn bug(error: impl Into<anyhow::Error>) -> Self {
-        Self { kind: Kind::Bug, error: error.into(), hint: None }
+        Self {
+            kind: Kind::Bug,
+            error: error.into(),
+            hint: None,
+        }
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -69,8 +81,11 @@ impl From<tonic::Status> for Failure {
             tonic::Code::InvalidArgument | tonic::Code::NotFound => {
                 Self::input(anyhow::anyhow!("{}", status.message()))
             }
-            tonic::Code::Unavailable => Self::cell(anyhow::anyhow!("the cell does not answer ({})", status.message()))
-                .hint("is it up? start it with: homeostat up CELL_FOLDER"),
+            tonic::Code::Unavailable => Self::cell(anyhow::anyhow!(
+                "the cell does not answer ({})",
+                status.message()
+            ))
+            .hint("is it up? start it with: homeostat up CELL_FOLDER"),
             // All other codes: the cell answered, and the answer is no.
             _ => Self::cell(anyhow::anyhow!("{}", status.message())),
         }

@@ -16,13 +16,21 @@ pub(crate) fn run(words: &[OsString]) -> Option<ExitCode> {
     let verb = words.get(1)?.to_str()?;
     let rest: Vec<&Path> = words[2..].iter().map(Path::new).collect();
     let result = match (verb, rest.as_slice()) {
-        ("supervise", [run]) => homeostat_supervisor::supervise(run).map(|_| 0).map_err(anyhow::Error::from),
-        ("keeper", [run]) => homeostat_sql::keeper::keep(run).map(|_| 0).map_err(anyhow::Error::from),
-        ("forward", [run]) => homeostat_supervisor::endpoint::forward(run).map(|()| 0).map_err(Into::into),
+        ("supervise", [run]) => homeostat_supervisor::supervise(run)
+            .map(|_| 0)
+            .map_err(anyhow::Error::from),
+        ("keeper", [run]) => homeostat_sql::keeper::keep(run)
+            .map(|_| 0)
+            .map_err(anyhow::Error::from),
+        ("forward", [run]) => homeostat_supervisor::endpoint::forward(run)
+            .map(|()| 0)
+            .map_err(Into::into),
         ("agent", [state, machine]) => agent(state, machine),
         ("controller", [state, external @ ..]) => controller(state, external),
         ("warden", [state, external @ ..]) => keep_cell(state, external),
-        ("read-cell", [path]) => homeostat_cellfile::answer(path, std::io::stdout()).map(|()| 0).map_err(Into::into),
+        ("read-cell", [path]) => homeostat_cellfile::answer(path, std::io::stdout())
+            .map(|()| 0)
+            .map_err(Into::into),
         ("sql-service", [cell, admin, service]) => sql_service(cell, admin, service),
         _ => return None,
     };
@@ -36,7 +44,9 @@ pub(crate) fn run(words: &[OsString]) -> Option<ExitCode> {
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+    Ok(tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?)
 }
 
 fn text(path: &Path) -> String {
@@ -48,7 +58,10 @@ const STAND_BY: Duration = Duration::from_millis(100);
 
 /// Runs `once` until it has an answer. `None`: another process has its place, left by a warden that was killed; this one
 /// stands by to follow it at once, or ends with the cell.
-fn stand_by(layout: &CellLayout, mut once: impl FnMut() -> anyhow::Result<Option<i32>>) -> anyhow::Result<i32> {
+fn stand_by(
+    layout: &CellLayout,
+    mut once: impl FnMut() -> anyhow::Result<Option<i32>>,
+) -> anyhow::Result<i32> {
     let mut told = false;
     loop {
         if layout.down_mark().exists() {
@@ -70,8 +83,12 @@ fn agent(state: &Path, machine: &Path) -> anyhow::Result<i32> {
     let machine = MachineName::new(text(machine))?;
     let program = std::env::current_exe()?;
     stand_by(&layout, || {
-        let options =
-            AgentOptions { cell: cell.clone(), layout: layout.clone(), machine: machine.clone(), program: program.clone() };
+        let options = AgentOptions {
+            cell: cell.clone(),
+            layout: layout.clone(),
+            machine: machine.clone(),
+            program: program.clone(),
+        };
         let runtime = runtime()?;
         let ended = runtime.block_on(homeostat_agent::run(options));
         // A task that does not die is being buried for ever in a thread of its own: this process does not wait for it.
@@ -86,12 +103,20 @@ fn agent(state: &Path, machine: &Path) -> anyhow::Result<i32> {
 
 fn controller(state: &Path, external: &[&Path]) -> anyhow::Result<i32> {
     let (identity, layout) = home::find(state)?;
-    let external: Vec<ExternalAdmin> =
-        external.iter().map(|word| parse_external(&text(word))).collect::<anyhow::Result<_>>()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let external: Vec<ExternalAdmin> = external
+        .iter()
+        .map(|word| parse_external(&text(word)))
+        .collect::<anyhow::Result<_>>()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     stand_by(&layout, || {
-        let options =
-            ControllerOptions { identity: identity.clone(), layout: layout.clone(), external: external.clone() };
+        let options = ControllerOptions {
+            identity: identity.clone(),
+            layout: layout.clone(),
+            external: external.clone(),
+        };
         match runtime.block_on(homeostat_controller::run(options)) {
             Ok(()) => Ok(Some(warden::DONE)),
             Err(ControllerError::Open(OpenError::InUse { .. })) => Ok(None),
@@ -102,10 +127,16 @@ fn controller(state: &Path, external: &[&Path]) -> anyhow::Result<i32> {
 
 /// `SERVICE=ADMIN_SOCKET,CELL_SOCKET`.
 fn parse_external(text: &str) -> anyhow::Result<ExternalAdmin> {
-    let parts = text.split_once('=').and_then(|(service, sockets)| Some((service, sockets.split_once(',')?)));
+    let parts = text
+        .split_once('=')
+        .and_then(|(service, sockets)| Some((service, sockets.split_once(',')?)));
     let (service, (admin, cell)) =
         parts.ok_or_else(|| anyhow::anyhow!("'{text}' is not SERVICE=ADMIN_SOCKET,CELL_SOCKET"))?;
-    Ok(ExternalAdmin { service: ServiceName::new(service)?, admin: PathBuf::from(admin), cell: PathBuf::from(cell) })
+    Ok(ExternalAdmin {
+        service: ServiceName::new(service)?,
+        admin: PathBuf::from(admin),
+        cell: PathBuf::from(cell),
+    })
 }
 
 fn keep_cell(state: &Path, external: &[&Path]) -> anyhow::Result<i32> {

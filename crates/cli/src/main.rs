@@ -36,7 +36,10 @@ fn main() -> ExitCode {
         look::what_next(arguments.state.as_deref());
         return ExitCode::SUCCESS;
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return Failure::bug(anyhow::anyhow!(error).context("cannot start")).report(),
     };

@@ -22,14 +22,22 @@ fn only() -> Result<PathBuf, Failure> {
         (Some(one), None) => Ok(one),
         (None, _) => Err(Failure::input(anyhow::anyhow!("there is no cell here yet"))
             .hint("start one with: homeostat up CELL_FOLDER (for example examples/shop)")),
-        (Some(a), Some(b)) => Err(Failure::input(anyhow::anyhow!("there are several cells: which one is meant?"))
-            .hint(format!("say it with --state DIR, for example --state {} or --state {}", b.display(), a.display()))),
+        (Some(a), Some(b)) => Err(Failure::input(anyhow::anyhow!(
+            "there are several cells: which one is meant?"
+        ))
+        .hint(format!(
+            "say it with --state DIR, for example --state {} or --state {}",
+            b.display(),
+            a.display()
+        ))),
     }
 }
 
 /// The state folders of every cell in the usual place.
 pub(crate) fn all() -> Vec<PathBuf> {
-    let Ok(any) = CellName::new("x") else { return Vec::new() };
+    let Ok(any) = CellName::new("x") else {
+        return Vec::new();
+    };
     let usual = home::default_state(&any);
     let folder = usual.parent().unwrap_or(Path::new("/"));
     let mut cells: Vec<PathBuf> = std::fs::read_dir(folder)

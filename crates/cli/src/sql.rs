@@ -19,26 +19,46 @@ use crate::style::say;
 
 pub(crate) async fn sql(state: Option<PathBuf>, options: SqlOptions) -> Result<ExitCode, Failure> {
     let (_, layout) = place::find(state)?;
-    let request = SecretRequest { service: options.cluster.clone(), name: "dsn".into(), machine: String::new() };
-    let dsn = Client::new(&layout).0.secret(request).await?.into_inner().value;
+    let request = SecretRequest {
+        service: options.cluster.clone(),
+        name: "dsn".into(),
+        machine: String::new(),
+    };
+    let dsn = Client::new(&layout)
+        .0
+        .secret(request)
+        .await?
+        .into_inner()
+        .value;
     if options.dsn {
         say(dsn);
         return Ok(ExitCode::SUCCESS);
     }
-    let parts = parse(&dsn)
-        .ok_or_else(|| Failure::bug(anyhow::anyhow!("the connection string of {} cannot be read", options.cluster)))?;
-    let options_file = options_file(&parts)
-        .map_err(|error| Failure::cell(anyhow::anyhow!(error).context("cannot hand the password to the client")))?;
+    let parts = parse(&dsn).ok_or_else(|| {
+        Failure::bug(anyhow::anyhow!(
+            "the connection string of {} cannot be read",
+            options.cluster
+        ))
+    })?;
+    let options_file = options_file(&parts).map_err(|error| {
+        Failure::cell(anyhow::anyhow!(error).context("cannot hand the password to the client"))
+    })?;
     let mut command = Command::new("mariadb");
-    command.arg(format!("--defaults-extra-file=/proc/self/fd/{}", options_file.as_raw_fd()));
+    command.arg(format!(
+        "--defaults-extra-file=/proc/self/fd/{}",
+        options_file.as_raw_fd()
+    ));
     if let Some(statement) = &options.execute {
         command.args(["--batch", "--execute", statement]);
     }
     command.arg(parts.database);
     // The client takes this process's place: the terminal, its signals and its exit status are the client's own.
     let error = command.exec();
-    Err(Failure::cell(anyhow::anyhow!(error).context("cannot run the client 'mariadb'"))
-        .hint("install it (Debian: mariadb-client-core), or use your own with: homeostat sql --dsn"))
+    Err(
+        Failure::cell(anyhow::anyhow!(error).context("cannot run the client 'mariadb'")).hint(
+            "install it (Debian: mariadb-client-core), or use your own with: homeostat sql --dsn",
+        ),
+    )
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -57,7 +77,13 @@ fn parse(dsn: &str) -> Option<Parts<'_>> {
     let (user, password) = login.split_once(':')?;
     let (address, database) = rest.split_once('/')?;
     let (host, port) = address.rsplit_once(':')?;
-    Some(Parts { user, password, host, port, database: database.split('?').next()? })
+    Some(Parts {
+        user,
+        password,
+        host,
+        port,
+        database: database.split('?').next()?,
+    })
 }
 
 /// The client's options in memory, under no name that others could open and that would have to be removed again.
@@ -81,7 +107,13 @@ mod tests {
     #[test]
     fn connection_strings_are_taken_apart() {
         let parts = parse("mysql://app:s3cret@127.77.1.1:7001/shop");
-        let expect = Parts { user: "app", password: "s3cret", host: "127.77.1.1", port: "7001", database: "shop" };
+        let expect = Parts {
+            user: "app",
+            password: "s3cret",
+            host: "127.77.1.1",
+            port: "7001",
+            database: "shop",
+        };
         assert_eq!(parts, Some(expect));
         assert_eq!(parse("postgres://x"), None);
     }

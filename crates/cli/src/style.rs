@@ -11,7 +11,9 @@ pub(crate) enum Output {
 
 /// Where standard output goes; NO_COLOR (no-color.org) counts as plain.
 pub(crate) fn output() -> Output {
-    if std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) {
+    if std::io::stdout().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    {
         Output::Terminal
     } else {
         Output::Plain
@@ -73,7 +75,8 @@ enum Colour {
 pub(crate) fn word(text: &str, output: Output) -> String {
     let colour = match text {
         "up" | "pass" | "ready" | "running" | "primary" => 32,
-        "starting" | "degraded" | "unknown" | "flaky" | "blocked" | "reporting" | "stopping" | "pending" => 33,
+        "starting" | "degraded" | "unknown" | "flaky" | "blocked" | "reporting" | "stopping"
+        | "pending" => 33,
         "fail" | "down" | "lost" | "exited" | "silent" => 31,
         _ => 0,
     };
@@ -90,8 +93,14 @@ mod tests {
     #[test]
     fn colours_take_no_place_and_are_never_left_on() {
         assert_eq!(clip("web up", 4), "web ");
-        assert_eq!(clip(&format!("web {} and more", word("up", Output::Terminal)), 6), "web \x1b[32mup\x1b[0m");
-        assert_eq!(clip(&word("starting", Output::Terminal), 3), "\x1b[33msta\x1b[0m");
+        assert_eq!(
+            clip(&format!("web {} and more", word("up", Output::Terminal)), 6),
+            "web \x1b[32mup\x1b[0m"
+        );
+        assert_eq!(
+            clip(&word("starting", Output::Terminal), 3),
+            "\x1b[33msta\x1b[0m"
+        );
         assert_eq!(clip("short", 80), "short");
     }
 }

@@ -10,19 +10,31 @@ struct Table<const N: usize> {
 
 impl<const N: usize> Table<N> {
     fn new(heads: [&str; N]) -> Self {
-        Self { rows: vec![heads.map(str::to_uppercase)] }
+        Self {
+            rows: vec![heads.map(str::to_uppercase)],
+        }
     }
 
     fn add_row(&mut self, row: [String; N]) {
         // A cell is one line, whatever it was made of.
-        self.rows.push(row.map(|cell| cell.split_whitespace().collect::<Vec<_>>().join(" ")));
+        self.rows
+            .push(row.map(|cell| cell.split_whitespace().collect::<Vec<_>>().join(" ")));
     }
 
     fn text(&self) -> String {
-        let widest = |column: usize| self.rows.iter().map(|row| width(&row[column])).max().unwrap_or(0);
+        let widest = |column: usize| {
+            self.rows
+                .iter()
+                .map(|row| width(&row[column]))
+                .max()
+                .unwrap_or(0)
+        };
         let widths: Vec<usize> = (0..N).map(widest).collect();
         let line = |row: &[String; N]| {
-            let cells = row.iter().zip(&widths).map(|(cell, wide)| format!("{cell}{}", " ".repeat(wide - width(cell))));
+            let cells = row
+                .iter()
+                .zip(&widths)
+                .map(|(cell, wide)| format!("{cell}{}", " ".repeat(wide - width(cell))));
             cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
         };
         self.rows.iter().map(line).collect::<Vec<_>>().join("\n")
@@ -58,13 +70,18 @@ pub(crate) fn everything(status: &Status, output: Output) -> String {
     parts.push(services(status, output));
     for cluster in &status.sql {
         let primary = cluster.primary.as_deref().unwrap_or("nobody");
-        let mut part = format!("{}: epoch {}, {}, primary {primary}\n", cluster.name, cluster.epoch, cluster.phase);
+        let mut part = format!(
+            "{}: epoch {}, {}, primary {primary}\n",
+            cluster.name, cluster.epoch, cluster.phase
+        );
         let mut rows = Table::new(["member", "machine", "pid", "role", "gtid"]);
         for member in &cluster.members {
             rows.add_row([
                 member.task.clone(),
                 member.machine.clone().unwrap_or_default(),
-                member.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+                member
+                    .pid
+                    .map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
                 word(&member.role, output),
                 member.gtid.clone().unwrap_or_else(|| "-".to_owned()),
             ]);
@@ -81,14 +98,19 @@ pub(crate) fn everything(status: &Status, output: Output) -> String {
             task.name.clone(),
             word(&task.state, output),
             task.machine.clone(),
-            task.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+            task.pid
+                .map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
             task.why.clone(),
         ]);
     }
     parts.push(rows.text());
     let mut rows = Table::new(["check", "verdict", "because"]);
     for check in &status.checks {
-        let because = if check.blocked_by.is_empty() { check.seen.clone() } else { check.blocked_by.join(", ") };
+        let because = if check.blocked_by.is_empty() {
+            check.seen.clone()
+        } else {
+            check.blocked_by.join(", ")
+        };
         rows.add_row([check.name.clone(), word(&check.verdict, output), because]);
     }
     parts.push(rows.text());

@@ -19,7 +19,10 @@ pub(crate) fn last_lines(file: &mut File, lines: usize) -> io::Result<Vec<u8>> {
     file.read_to_end(&mut text)?;
     if begin > 0 {
         // It may begin in the middle of a line.
-        let whole = text.iter().position(|byte| *byte == b'\n').map_or(text.len(), |at| at + 1);
+        let whole = text
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .map_or(text.len(), |at| at + 1);
         text.drain(..whole);
     }
     // What ends the last line does not begin another one.
@@ -35,7 +38,9 @@ pub(crate) fn last_lines(file: &mut File, lines: usize) -> io::Result<Vec<u8>> {
 
 /// The last lines of a log as text; empty when there is none.
 pub(crate) fn last_words(path: &Path, lines: usize) -> String {
-    let text = File::open(path).and_then(|mut file| last_lines(&mut file, lines)).unwrap_or_default();
+    let text = File::open(path)
+        .and_then(|mut file| last_lines(&mut file, lines))
+        .unwrap_or_default();
     String::from_utf8_lossy(&text).into_owned()
 }
 
@@ -47,7 +52,11 @@ mod tests {
     use super::*;
 
     fn last(text: &[u8], lines: usize) -> String {
-        let path = std::env::temp_dir().join(format!("homeostat-tail-{}-{lines}-{}", std::process::id(), text.len()));
+        let path = std::env::temp_dir().join(format!(
+            "homeostat-tail-{}-{lines}-{}",
+            std::process::id(),
+            text.len()
+        ));
         File::create(&path).unwrap().write_all(text).unwrap();
         let words = last_words(&path, lines);
         std::fs::remove_file(&path).unwrap();

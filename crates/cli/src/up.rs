@@ -25,7 +25,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 pub(crate) async fn up(state: Option<PathBuf>, options: UpOptions) -> Result<ExitCode, Failure> {
     let began = Instant::now();
-    let file = if options.cell.is_dir() { options.cell.join("cell.star") } else { options.cell.clone() };
+    let file = if options.cell.is_dir() {
+        options.cell.join("cell.star")
+    } else {
+        options.cell.clone()
+    };
     let spec = read(&file)?;
     let state = state.unwrap_or_else(|| home::default_state(&spec.name));
     let start = || start(&state, &spec, &options.external);
@@ -44,9 +48,16 @@ fn read(file: &Path) -> Result<CellSpec, Failure> {
     let mut child = Command::new(program);
     child.arg("read-cell").arg(file);
     homeostat_cellfile::load_apart(child, file).map_err(|error| {
-        let bug = error.problems.iter().any(|problem| matches!(problem.kind, ProblemKind::Bug));
+        let bug = error
+            .problems
+            .iter()
+            .any(|problem| matches!(problem.kind, ProblemKind::Bug));
         let kind = if bug { Kind::Bug } else { Kind::Input };
-        Failure { kind, error: anyhow::anyhow!("{error}"), hint: None }
+        Failure {
+            kind,
+            error: anyhow::anyhow!("{error}"),
+            hint: None,
+        }
     })
 }
 
@@ -60,8 +71,9 @@ fn start(state: &Path, spec: &CellSpec, external: &[String]) -> Result<CellLayou
     if warden::lock(&layout).map_err(Failure::cell)?.is_some() {
         // The lock was free and is released here: the warden takes it for itself.
         home::mark_up(&layout).map_err(Failure::cell)?;
-        spawn_warden(&layout, external)
-            .map_err(|error| Failure::cell(anyhow::anyhow!(error).context("cannot start the cell's own process")))?;
+        spawn_warden(&layout, external).map_err(|error| {
+            Failure::cell(anyhow::anyhow!(error).context("cannot start the cell's own process"))
+        })?;
         await_warden(&layout)?;
     }
     drop(turn);
@@ -80,25 +92,46 @@ fn running(state: &Path, spec: &CellSpec) -> Result<Option<CellLayout>, Failure>
     if identity.name != spec.name || warden::lock(&layout).map_err(Failure::cell)?.is_some() {
         return Ok(None);
     }
-    let mut before: Vec<_> = identity.machines.iter().map(|machine| &machine.spec).collect();
+    let mut before: Vec<_> = identity
+        .machines
+        .iter()
+        .map(|machine| &machine.spec)
+        .collect();
     let mut now: Vec<_> = spec.machines.iter().collect();
     before.sort_by_key(|machine| &machine.name);
     now.sort_by_key(|machine| &machine.name);
     if before == now {
         return Ok(Some(layout));
     }
-    Err(Failure::input(anyhow::anyhow!("the machines in the cell file are not those that {} runs with", spec.name))
-        .hint("machines change while the cell is down: homeostat down (its data stays), then up again"))
+    Err(Failure::input(anyhow::anyhow!(
+        "the machines in the cell file are not those that {} runs with",
+        spec.name
+    ))
+    .hint("machines change while the cell is down: homeostat down (its data stays), then up again"))
 }
 
 fn spawn_warden(layout: &CellLayout, external: &[String]) -> std::io::Result<()> {
-    let log = OpenOptions::new().create(true).append(true).open(layout.log("cell"))?;
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(layout.log("cell"))?;
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("warden").arg(&layout.state).args(external).current_dir("/");
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command
+        .arg("warden")
+        .arg(&layout.state)
+        .args(external)
+        .current_dir("/");
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
     // SAFETY: setsid is async-signal-safe; the cell must not end with this terminal.
     unsafe {
-        command.pre_exec(|| rustix::process::setsid().map(|_| ()).map_err(std::io::Error::from));
+        command.pre_exec(|| {
+            rustix::process::setsid()
+                .map(|_| ())
+                .map_err(std::io::Error::from)
+        });
     }
     command.spawn().map(drop)
 }
@@ -111,13 +144,20 @@ fn await_warden(layout: &CellLayout) -> Result<(), Failure> {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    Err(Failure::cell(anyhow::anyhow!("the cell's own process did not start")).hint(tail(&layout.log("cell"))))
+    Err(
+        Failure::cell(anyhow::anyhow!("the cell's own process did not start"))
+            .hint(tail(&layout.log("cell"))),
+    )
 }
 
 /// The end of a log, for a hint.
 fn tail(path: &Path) -> String {
     let text = last_words(path, 3);
-    format!("the end of {}:\n  {}", path.display(), text.lines().collect::<Vec<_>>().join("\n  "))
+    format!(
+        "the end of {}:\n  {}",
+        path.display(),
+        text.lines().collect::<Vec<_>>().join("\n  ")
+    )
 }
 
 /// Hands the specification to the controller, as soon as there is one. `start` again: the cell may have been on its way
@@ -130,9 +170,13 @@ async fn apply(
     start: impl Fn() -> Result<CellLayout, Failure>,
 ) -> Result<(), Failure> {
     let since = SystemTime::now();
-    let spec_json = serde_json::to_string(spec).map_err(|error| Failure::bug(anyhow::anyhow!(error)))?;
+    let spec_json =
+        serde_json::to_string(spec).map_err(|error| Failure::bug(anyhow::anyhow!(error)))?;
     loop {
-        let request = ApplyRequest { spec_json: spec_json.clone(), by: me() };
+        let request = ApplyRequest {
+            spec_json: spec_json.clone(),
+            by: me(),
+        };
         match client.0.clone().apply(request).await {
             Ok(_) => return Ok(()),
             Err(status) if status.code() == tonic::Code::Unavailable && Instant::now() < until => {
@@ -156,7 +200,10 @@ fn controller_trouble(layout: &CellLayout, since: SystemTime) -> Option<Failure>
     let path = layout.log("controller");
     let said = path.metadata().ok()?.modified().ok()?;
     let text = last_words(&path, 20);
-    let last = text.lines().rev().find(|line| line.starts_with("homeostat controller: "))?;
+    let last = text
+        .lines()
+        .rev()
+        .find(|line| line.starts_with("homeostat controller: "))?;
     let fresh = said >= since && text.ends_with(&format!("{last}\n"));
     let why = last.strip_prefix("homeostat controller: ")?;
     fresh.then(|| Failure::cell(anyhow::anyhow!("the controller cannot start: {why}")))
@@ -194,13 +241,27 @@ fn still_kept(layout: &CellLayout) -> Result<(), Failure> {
         let _turn = home::take_turn(&layout.state).map_err(Failure::cell)?;
         matches!(warden::lock(layout), Ok(None))
     };
-    if kept { Ok(()) } else { Err(Failure::cell(anyhow::anyhow!("the cell was taken down before it was up"))) }
+    if kept {
+        Ok(())
+    } else {
+        Err(Failure::cell(anyhow::anyhow!(
+            "the cell was taken down before it was up"
+        )))
+    }
 }
 
 fn late(status: Option<&Status>, deadline: Duration) -> Failure {
-    let missing = status.map_or_else(|| vec!["the controller does not answer".to_owned()], Status::missing);
-    let error = anyhow::anyhow!("not up after {} s:\n  {}", deadline.as_secs(), missing.join("\n  "));
-    Failure::cell(error).hint("it goes on trying; look with: homeostat status, or explain with: homeostat why NAME")
+    let missing = status.map_or_else(
+        || vec!["the controller does not answer".to_owned()],
+        Status::missing,
+    );
+    let error = anyhow::anyhow!(
+        "not up after {} s:\n  {}",
+        deadline.as_secs(),
+        missing.join("\n  ")
+    );
+    Failure::cell(error)
+        .hint("it goes on trying; look with: homeostat status, or explain with: homeostat why NAME")
 }
 
 /// Watches until everything is well. Ctrl-C ends the watching, not the cell.
@@ -210,7 +271,11 @@ async fn watch(
     began: Instant,
     deadline: Duration,
 ) -> Result<ExitCode, Failure> {
-    let mut screen = Screen { output: output(), drawn: 0, last: Vec::new() };
+    let mut screen = Screen {
+        output: output(),
+        drawn: 0,
+        last: Vec::new(),
+    };
     let interrupted = tokio::signal::ctrl_c();
     tokio::pin!(interrupted);
     let mut told_late = false;
@@ -223,7 +288,11 @@ async fn watch(
             screen.show(progress(status, screen.output));
             if status.is_well() {
                 say(format!("\n{}", tables::services(status, screen.output)));
-                say(format!("\nup after {:.1} s; {}\n", began.elapsed().as_secs_f64(), status.tally()));
+                say(format!(
+                    "\nup after {:.1} s; {}\n",
+                    began.elapsed().as_secs_f64(),
+                    status.tally()
+                ));
                 say(try_next(status, layout));
                 return Ok(ExitCode::SUCCESS);
             }
@@ -254,7 +323,11 @@ fn progress(status: &Status, output: Output) -> Vec<String> {
                 format!("  waits for {}", service.waits_for)
             };
             let pad = " ".repeat(9usize.saturating_sub(service.state.len()));
-            format!("{:<16} {}{pad}{waits}", service.name, word(&service.state, output))
+            format!(
+                "{:<16} {}{pad}{waits}",
+                service.name,
+                word(&service.state, output)
+            )
         })
         .collect();
     lines.push(format!("{:<16} {}", "checks", status.tally()));
@@ -298,30 +371,54 @@ impl Screen {
             }
         }
         // A viewer whose terminal went away has nobody to tell.
-        out.write_all(text.as_bytes()).and_then(|()| out.flush()).unwrap_or_default();
+        out.write_all(text.as_bytes())
+            .and_then(|()| out.flush())
+            .unwrap_or_default();
         self.last = lines;
     }
 }
 
 /// The terminal's width. Some terminals say that they have no columns at all.
 fn columns() -> usize {
-    let columns = rustix::termios::tcgetwinsize(rustix::stdio::stdout()).map_or(0, |size| size.ws_col);
-    if columns == 0 { 100 } else { usize::from(columns) }
+    let columns =
+        rustix::termios::tcgetwinsize(rustix::stdio::stdout()).map_or(0, |size| size.ws_col);
+    if columns == 0 {
+        100
+    } else {
+        usize::from(columns)
+    }
 }
 
 /// Three commands worth trying, with the names of this cell.
 fn try_next(status: &Status, layout: &CellLayout) -> String {
-    let at = if crate::place::all().len() == 1 { String::new() } else { format!(" --state {}", layout.state.display()) };
+    let at = if crate::place::all().len() == 1 {
+        String::new()
+    } else {
+        format!(" --state {}", layout.state.display())
+    };
     let mut lines = vec!["try next:".to_owned()];
     match status.sql.first() {
         Some(cluster) => {
             let primary = cluster.primary.as_deref();
-            let pid = cluster.members.iter().find(|member| Some(member.task.as_str()) == primary).and_then(|m| m.pid);
+            let pid = cluster
+                .members
+                .iter()
+                .find(|member| Some(member.task.as_str()) == primary)
+                .and_then(|m| m.pid);
             if let Some(pid) = pid {
-                lines.push(format!("    kill -9 {pid:<24} # the server of {}'s primary; orders go on", cluster.name));
+                lines.push(format!(
+                    "    kill -9 {pid:<24} # the server of {}'s primary; orders go on",
+                    cluster.name
+                ));
             }
-            lines.push(format!("    homeostat{at} why {:<16} # what happened, and why it was safe", cluster.name));
-            lines.push(format!("    homeostat{at} switchover {:<9} # change the primary on purpose", cluster.name));
+            lines.push(format!(
+                "    homeostat{at} why {:<16} # what happened, and why it was safe",
+                cluster.name
+            ));
+            lines.push(format!(
+                "    homeostat{at} switchover {:<9} # change the primary on purpose",
+                cluster.name
+            ));
         }
         None => {
             lines.push(format!("    homeostat{at} status"));

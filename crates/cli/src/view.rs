@@ -75,7 +75,10 @@ impl Status {
     pub(crate) fn is_well(&self) -> bool {
         !self.checks.is_empty()
             && self.services.iter().all(|service| service.state == "up")
-            && self.checks.iter().all(|check| check.verdict == "pass" || check.verdict == "flaky")
+            && self
+                .checks
+                .iter()
+                .all(|check| check.verdict == "pass" || check.verdict == "flaky")
     }
 
     /// What is missing, for people; one line each.
@@ -84,7 +87,11 @@ impl Status {
         if self.services.is_empty() {
             lines.push("the cell has no services yet".to_owned());
         }
-        for machine in self.machines.iter().filter(|machine| machine.state != "ready") {
+        for machine in self
+            .machines
+            .iter()
+            .filter(|machine| machine.state != "ready")
+        {
             lines.push(format!("machine {} is {}", machine.name, machine.state));
         }
         for service in self.services.iter().filter(|service| service.state != "up") {
@@ -94,10 +101,19 @@ impl Status {
             }
             lines.push(line);
         }
-        for check in self.checks.iter().filter(|check| check.verdict != "pass" && check.verdict != "flaky") {
+        for check in self
+            .checks
+            .iter()
+            .filter(|check| check.verdict != "pass" && check.verdict != "flaky")
+        {
             lines.push(match check.blocked_by.as_slice() {
                 [] => format!("check {}: {}, {}", check.name, check.verdict, check.seen),
-                roots => format!("check {}: {} by {}", check.name, check.verdict, roots.join(", ")),
+                roots => format!(
+                    "check {}: {} by {}",
+                    check.name,
+                    check.verdict,
+                    roots.join(", ")
+                ),
             });
         }
         lines
@@ -109,7 +125,14 @@ impl Status {
         for check in &self.checks {
             *counts.entry(check.verdict.as_str()).or_default() += 1;
         }
-        let parts: Vec<String> = counts.iter().map(|(verdict, count)| format!("{count} {verdict}")).collect();
-        if parts.is_empty() { "no checks yet".to_owned() } else { parts.join(", ") }
+        let parts: Vec<String> = counts
+            .iter()
+            .map(|(verdict, count)| format!("{count} {verdict}"))
+            .collect();
+        if parts.is_empty() {
+            "no checks yet".to_owned()
+        } else {
+            parts.join(", ")
+        }
     }
 }

@@ -22,7 +22,10 @@ pub(crate) struct AgentLinks(pub Arc<Core>);
 impl Agents for AgentLinks {
     type LinkStream = Pin<Box<dyn Stream<Item = Result<ToAgent, Status>> + Send>>;
 
-    async fn link(&self, request: Request<Streaming<FromAgent>>) -> Result<Response<Self::LinkStream>, Status> {
+    async fn link(
+        &self,
+        request: Request<Streaming<FromAgent>>,
+    ) -> Result<Response<Self::LinkStream>, Status> {
         let core = Arc::clone(&self.0);
         let (orders, outgoing) = mpsc::channel(AGENT_QUEUE);
         // Answered at once: an agent cannot speak before its stream is open.
@@ -34,30 +37,49 @@ impl Agents for AgentLinks {
 type Orders = mpsc::Sender<Result<ToAgent, Status>>;
 
 async fn listen(core: &Core, mut stream: Streaming<FromAgent>, orders: Orders) {
-    let Ok(Some(FromAgent { message: Some(from_agent::Message::Hello(hello)) })) = stream.message().await else {
-        drop(orders.try_send(Err(Status::invalid_argument("an agent begins with its hello"))));
+    let Ok(Some(FromAgent {
+        message: Some(from_agent::Message::Hello(hello)),
+    })) = stream.message().await
+    else {
+        drop(orders.try_send(Err(Status::invalid_argument(
+            "an agent begins with its hello",
+        ))));
         return;
     };
     let machine = match accept(core, &hello.machine, hello.protocol, hello.highest_term) {
         Ok(machine) => machine,
         Err(status) => {
-            eprintln!("agent of {} is refused: {}", hello.machine, status.message());
+            eprintln!(
+                "agent of {} is refused: {}",
+                hello.machine,
+                status.message()
+            );
             drop(orders.try_send(Err(status)));
             return;
         }
     };
-    let welcome = ToAgent { id: 0, message: Some(to_agent::Message::Welcome(Welcome { term: core.term.0 })) };
+    let welcome = ToAgent {
+        id: 0,
+        message: Some(to_agent::Message::Welcome(Welcome { term: core.term.0 })),
+    };
     drop(orders.try_send(Ok(welcome)));
     let number = core.hub.connected(machine.clone(), hello, orders);
-    core.events.add("machine", machine.as_str(), "agent connected");
+    core.events
+        .add("machine", machine.as_str(), "agent connected");
     let mut strays = BTreeSet::new();
-    while let Ok(Some(FromAgent { message: Some(message) })) = stream.message().await {
+    while let Ok(Some(FromAgent {
+        message: Some(message),
+    })) = stream.message().await
+    {
         match message {
             from_agent::Message::Hello(_) => break,
             from_agent::Message::Task(event) if !is_placed(core, &event) => {
                 // Unknown, so nothing is done about it: the store may have been restored from an older copy.
                 if strays.insert(event.task.clone()) {
-                    let text = format!("is on {machine} with generation {}, but has no such place", event.generation);
+                    let text = format!(
+                        "is on {machine} with generation {}, but has no such place",
+                        event.generation
+                    );
                     core.events.add("task", event.task, text);
                 }
             }
@@ -66,20 +88,33 @@ async fn listen(core: &Core, mut stream: Streaming<FromAgent>, orders: Orders) {
                 tell_change(core, before.as_ref(), &event);
             }
             from_agent::Message::Done(done) => core.hub.answered(&machine, number, done),
-            from_agent::Message::Synced(_) => core.hub.synced(&machine, number, &core.placements.on(&machine)),
+            from_agent::Message::Synced(_) => {
+                core.hub
+                    .synced(&machine, number, &core.placements.on(&machine))
+            }
             from_agent::Message::Forwarder(report) => {
                 if !report.error.is_empty() {
-                    core.events.add("endpoint", report.service.clone(), format!("{machine}: {}", report.error));
+                    core.events.add(
+                        "endpoint",
+                        report.service.clone(),
+                        format!("{machine}: {}", report.error),
+                    );
                 }
                 core.hub.forwarder(&machine, report);
             }
         }
     }
     core.hub.disconnected(&machine, number);
-    core.events.add("machine", machine.as_str(), "agent disconnected");
+    core.events
+        .add("machine", machine.as_str(), "agent disconnected");
 }
 
-fn accept(core: &Core, machine: &str, protocol: u32, highest_term: u64) -> Result<MachineName, Status> {
+fn accept(
+    core: &Core,
+    machine: &str,
+    protocol: u32,
+    highest_term: u64,
+) -> Result<MachineName, Status> {
     if protocol != PROTOCOL {
         return Err(Status::failed_precondition(format!(
             "it speaks protocol {protocol}, this controller {PROTOCOL}"
@@ -91,16 +126,21 @@ fn accept(core: &Core, machine: &str, protocol: u32, highest_term: u64) -> Resul
             core.term
         )));
     }
-    let name = MachineName::new(machine).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let name =
+        MachineName::new(machine).map_err(|error| Status::invalid_argument(error.to_string()))?;
     if core.identity.machine(&name).is_none() {
-        return Err(Status::not_found(format!("{name} is not a machine of this cell")));
+        return Err(Status::not_found(format!(
+            "{name} is not a machine of this cell"
+        )));
     }
     Ok(name)
 }
 
 /// Whether the task was given this place.
 fn is_placed(core: &Core, event: &TaskEvent) -> bool {
-    let place = TaskName::new(event.task.clone()).ok().and_then(|task| core.placements.of(&task));
+    let place = TaskName::new(event.task.clone())
+        .ok()
+        .and_then(|task| core.placements.of(&task));
     place.is_some_and(|place| {
         place.machine.as_str() == event.machine
             && place.service.as_str() == event.service
@@ -113,7 +153,9 @@ fn tell_change(core: &Core, before: Option<&TaskEvent>, now: &TaskEvent) {
     if before.is_some_and(|before| before.state_json == now.state_json) {
         return;
     }
-    let Ok(state) = serde_json::from_str::<TaskState>(&now.state_json) else { return };
+    let Ok(state) = serde_json::from_str::<TaskState>(&now.state_json) else {
+        return;
+    };
     let text = match &state {
         TaskState::Running { pid } => format!("runs on {} (pid {pid})", now.machine),
         TaskState::Exited { cause } => format!("ended on {}: {cause}", now.machine),

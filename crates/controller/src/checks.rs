@@ -10,10 +10,13 @@ use std::time::{Duration, Instant};
 use homeostat_api::v1::{InspectRequest, ServiceState};
 use homeostat_api::{Refusal, RefusalKind};
 use homeostat_model::{
-    CheckName, CheckSpec, CheckTarget, FileTemplate, MachineName, ProbeSpec, ServiceName, Template, Variable,
+    CheckName, CheckSpec, CheckTarget, FileTemplate, MachineName, ProbeSpec, ServiceName, Template,
+    Variable,
 };
 use homeostat_probes::{CommandProbe, HttpProbe, Probe, Prober, RunAs, SqlProbe, SqlUrl};
-use homeostat_prodtest::{Change, Engine, EngineConfig, Moment, Observation, Outcome, Run, Suite, Unknown, Verdict};
+use homeostat_prodtest::{
+    Change, Engine, EngineConfig, Moment, Observation, Outcome, Run, Suite, Unknown, Verdict,
+};
 use homeostat_supervisor::beneath;
 use homeostat_supervisor::launch::UserIds;
 use serde::Serialize;
@@ -51,11 +54,19 @@ pub(crate) struct Checks {
 
 impl Checks {
     pub(crate) fn views(&self) -> Vec<CheckView> {
-        self.views.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.views
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Starts the checks of `applied`, ending those that ran before.
-    pub(crate) fn start(self: &Arc<Self>, core: Arc<Core>, services: Arc<Services>, applied: &Applied) {
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        core: Arc<Core>,
+        services: Arc<Services>,
+        applied: &Applied,
+    ) {
         let specs = applied.spec.checks.clone();
         let checks = Arc::clone(self);
         self.stop();
@@ -65,14 +76,25 @@ impl Checks {
 
     /// Whether they are being run.
     pub(crate) fn run(&self) -> bool {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some()
     }
 
     pub(crate) fn stop(&self) {
-        if let Some(before) = self.running.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(before) = self
+            .running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
             before.abort();
         }
-        self.views.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.views
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 }
 
@@ -80,16 +102,34 @@ async fn run(checks: &Checks, core: Arc<Core>, services: Arc<Services>, specs: V
     let suite = match Suite::new(specs.iter().map(Into::into).collect()) {
         Ok(suite) => suite,
         Err(error) => {
-            core.events.add("checks", "cell", format!("the checks cannot be run: {error}"));
+            core.events.add(
+                "checks",
+                "cell",
+                format!("the checks cannot be run: {error}"),
+            );
             return;
         }
     };
-    let specs: BTreeMap<CheckName, Arc<CheckSpec>> =
-        specs.into_iter().map(|spec| (spec.name.clone(), Arc::new(spec))).collect();
+    let specs: BTreeMap<CheckName, Arc<CheckSpec>> = specs
+        .into_iter()
+        .map(|spec| (spec.name.clone(), Arc::new(spec)))
+        .collect();
     let began = Instant::now();
-    let now = || Moment::from_millis(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
-    let mut engine = Engine::new(suite, EngineConfig { most_at_once: MOST_AT_ONCE, retry: RETRY }, now());
-    let eyes = Arc::new(Eyes { core: Arc::clone(&core), services, prober: Prober::new() });
+    let now =
+        || Moment::from_millis(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+    let mut engine = Engine::new(
+        suite,
+        EngineConfig {
+            most_at_once: MOST_AT_ONCE,
+            retry: RETRY,
+        },
+        now(),
+    );
+    let eyes = Arc::new(Eyes {
+        core: Arc::clone(&core),
+        services,
+        prober: Prober::new(),
+    });
     let (reports, mut reported) = mpsc::channel::<(Run, Observation)>(QUEUE);
     let mut changes = core.hub.changes();
     let mut probing: Vec<(Run, tokio::task::AbortHandle)> = Vec::new();
@@ -108,7 +148,9 @@ async fn run(checks: &Checks, core: Arc<Core>, services: Arc<Services>, specs: V
             });
         }
         for run in due.runs {
-            let Some(spec) = specs.get(engine.suite().name(run.check)).cloned() else { continue };
+            let Some(spec) = specs.get(engine.suite().name(run.check)).cloned() else {
+                continue;
+            };
             let (eyes, reports, asked) = (Arc::clone(&eyes), reports.clone(), run.clone());
             let handle = tasks.spawn(async move {
                 let observation = eyes.look(&spec, asked.timeout).await;
@@ -117,7 +159,9 @@ async fn run(checks: &Checks, core: Arc<Core>, services: Arc<Services>, specs: V
             probing.push((run, handle));
         }
         publish(checks, &engine, &specs, now());
-        let wake = engine.wake_at().map(|at| began + Duration::from_millis(at.as_millis()));
+        let wake = engine
+            .wake_at()
+            .map(|at| began + Duration::from_millis(at.as_millis()));
         tokio::select! {
             report = reported.recv() => {
                 let Some((run, observation)) = report else { return };
@@ -144,8 +188,11 @@ async fn until(wake: Option<Instant>) {
 
 /// Only what does not pass: events come often, and a passing check has its turn soon enough.
 fn look_again(engine: &mut Engine, now: Moment) {
-    let worth: Vec<_> =
-        engine.verdicts().filter(|(_, verdict)| !verdict.passes()).map(|(check, _)| check).collect();
+    let worth: Vec<_> = engine
+        .verdicts()
+        .filter(|(_, verdict)| !verdict.passes())
+        .map(|(check, _)| check)
+        .collect();
     for check in worth {
         engine.look_again(check, now);
     }
@@ -157,12 +204,21 @@ fn tell(core: &Core, engine: &Engine, changes: &[Change]) {
         let text = match &change.is {
             // A turn that has come and gone is no news to people.
             Verdict::Unknown(Unknown::Due | Unknown::Waiting) => continue,
-            Verdict::Unknown(why @ (Unknown::NotRun { .. } | Unknown::Lost { .. })) => format!("unknown: {why}"),
+            Verdict::Unknown(why @ (Unknown::NotRun { .. } | Unknown::Lost { .. })) => {
+                format!("unknown: {why}")
+            }
             Verdict::Pass(_) => "passes".to_owned(),
             Verdict::Flaky { .. } => "passes, and is flaky".to_owned(),
-            Verdict::Fail(evidence) => format!("fails: expected {}, seen {}", evidence.expected, evidence.seen),
+            Verdict::Fail(evidence) => format!(
+                "fails: expected {}, seen {}",
+                evidence.expected, evidence.seen
+            ),
             Verdict::Blocked(roots) => {
-                let names: Vec<&str> = roots.named().iter().map(|id| engine.suite().name(*id).as_str()).collect();
+                let names: Vec<&str> = roots
+                    .named()
+                    .iter()
+                    .map(|id| engine.suite().name(*id).as_str())
+                    .collect();
                 format!("blocked by {}", names.join(", "))
             }
         };
@@ -173,7 +229,12 @@ fn tell(core: &Core, engine: &Engine, changes: &[Change]) {
     }
 }
 
-fn publish(checks: &Checks, engine: &Engine, specs: &BTreeMap<CheckName, Arc<CheckSpec>>, now: Moment) {
+fn publish(
+    checks: &Checks,
+    engine: &Engine,
+    specs: &BTreeMap<CheckName, Arc<CheckSpec>>,
+    now: Moment,
+) {
     let mut views: Vec<CheckView> = engine
         .verdicts()
         .map(|(id, verdict)| {
@@ -182,20 +243,30 @@ fn publish(checks: &Checks, engine: &Engine, specs: &BTreeMap<CheckName, Arc<Che
             let (seen, blocked_by) = match verdict {
                 Verdict::Unknown(why) => (why.to_string(), engine.waits_for(id)),
                 Verdict::Blocked(roots) => (String::new(), roots.named().to_vec()),
-                Verdict::Pass(evidence) | Verdict::Flaky { evidence, .. } | Verdict::Fail(evidence) => {
-                    (evidence.seen.clone(), Vec::new())
-                }
+                Verdict::Pass(evidence)
+                | Verdict::Flaky { evidence, .. }
+                | Verdict::Fail(evidence) => (evidence.seen.clone(), Vec::new()),
             };
             CheckView {
-                about: specs.get(&name).map(|spec| about(&spec.about)).unwrap_or_default(),
+                about: specs
+                    .get(&name)
+                    .map(|spec| about(&spec.about))
+                    .unwrap_or_default(),
                 verdict: verdict.word(),
-                expected: evidence.map(|evidence| evidence.expected.clone()).unwrap_or_default(),
+                expected: evidence
+                    .map(|evidence| evidence.expected.clone())
+                    .unwrap_or_default(),
                 seen,
-                blocked_by: blocked_by.iter().map(|id| engine.suite().name(*id).clone()).collect(),
-                took_ms: evidence
-                    .map_or(0, |evidence| u64::try_from(evidence.took.as_millis()).unwrap_or(u64::MAX)),
-                age_ms: evidence
-                    .map(|evidence| u64::try_from(now.since(evidence.at).as_millis()).unwrap_or(u64::MAX)),
+                blocked_by: blocked_by
+                    .iter()
+                    .map(|id| engine.suite().name(*id).clone())
+                    .collect(),
+                took_ms: evidence.map_or(0, |evidence| {
+                    u64::try_from(evidence.took.as_millis()).unwrap_or(u64::MAX)
+                }),
+                age_ms: evidence.map(|evidence| {
+                    u64::try_from(now.since(evidence.at).as_millis()).unwrap_or(u64::MAX)
+                }),
                 name,
             }
         })
@@ -205,8 +276,11 @@ fn publish(checks: &Checks, engine: &Engine, specs: &BTreeMap<CheckName, Arc<Che
 }
 
 fn mentions_secret(text: &str) -> Result<bool, Refusal> {
-    let template = Template::parse(text).map_err(|error| Refusal::bad_request(error.to_string()))?;
-    Ok(template.variables().any(|variable| matches!(variable, Variable::Secret { .. })))
+    let template =
+        Template::parse(text).map_err(|error| Refusal::bad_request(error.to_string()))?;
+    Ok(template
+        .variables()
+        .any(|variable| matches!(variable, Variable::Secret { .. })))
 }
 
 fn about(target: &CheckTarget) -> String {
@@ -254,42 +328,68 @@ impl Eyes {
     async fn tasks(&self, service: &ServiceName, began: Instant) -> Observation {
         let expected = "every task of it runs".to_owned();
         let answer = match self.services.admin(service) {
-            Some(admin) => admin.inspect(InspectRequest { service: service.to_string() }).await,
-            None => Err(Refusal::not_found(format!("{service} is not a service of this cell"))),
+            Some(admin) => {
+                admin
+                    .inspect(InspectRequest {
+                        service: service.to_string(),
+                    })
+                    .await
+            }
+            None => Err(Refusal::not_found(format!(
+                "{service} is not a service of this cell"
+            ))),
         };
         let (outcome, seen) = match answer {
-            Ok(reply) if reply.state == ServiceState::Up as i32 => (Outcome::Passed, "all run".to_owned()),
+            Ok(reply) if reply.state == ServiceState::Up as i32 => {
+                (Outcome::Passed, "all run".to_owned())
+            }
             Ok(reply) => (Outcome::Failed, format!("waits for {}", reply.waits_for)),
             Err(refusal) => (Outcome::NotRun, refusal.message),
         };
-        Observation { outcome, expected, seen, took: began.elapsed() }
+        Observation {
+            outcome,
+            expected,
+            seen,
+            took: began.elapsed(),
+        }
     }
 
     /// Probes look from the cell's first machine.
     fn machine(&self) -> Result<MachineName, Refusal> {
         let first = self.core.identity.machines.first();
-        first.map(|machine| machine.spec.name.clone()).ok_or_else(|| Refusal::not_now("the cell has no machine"))
+        first
+            .map(|machine| machine.spec.name.clone())
+            .ok_or_else(|| Refusal::not_now("the cell has no machine"))
     }
 
     /// Fills a check's template in. `dir` is the check's own folder, where its files are.
     async fn fill(&self, text: &str, dir: &Path, package: Option<&str>) -> Result<String, Refusal> {
         let machine = self.machine()?;
-        let template = Template::parse(text).map_err(|error| Refusal::bad_request(error.to_string()))?;
+        let template =
+            Template::parse(text).map_err(|error| Refusal::bad_request(error.to_string()))?;
         let mut values = BTreeMap::new();
         for variable in template.variables() {
             let value = match variable {
                 Variable::Endpoint(of) => endpoint_on(&self.core, of, &machine)?,
-                Variable::Secret { service, name } => secret(&self.core, service, name, &machine).await?,
+                Variable::Secret { service, name } => {
+                    secret(&self.core, service, name, &machine).await?
+                }
                 Variable::DirOf(task) => {
                     let place = self.core.placements.of(task);
-                    let place = place.ok_or_else(|| Refusal::not_now(format!("{task} has no place yet")))?;
-                    self.core.layout.machine(&place.machine).task_data(task).display().to_string()
+                    let place = place
+                        .ok_or_else(|| Refusal::not_now(format!("{task} has no place yet")))?;
+                    self.core
+                        .layout
+                        .machine(&place.machine)
+                        .task_data(task)
+                        .display()
+                        .to_string()
                 }
                 Variable::Machine => machine.to_string(),
                 Variable::Dir => dir.display().to_string(),
-                Variable::Package => {
-                    package.ok_or_else(|| Refusal::bad_request("this check names no package"))?.to_owned()
-                }
+                Variable::Package => package
+                    .ok_or_else(|| Refusal::bad_request("this check names no package"))?
+                    .to_owned(),
                 Variable::Address | Variable::Port(_) | Variable::Task => {
                     return Err(Refusal::bad_request(format!("a check has no {variable}")));
                 }
@@ -297,31 +397,60 @@ impl Eyes {
             values.insert(variable.clone(), value);
         }
         template.render(|variable| {
-            values.get(variable).cloned().ok_or_else(|| Refusal::internal(format!("{variable} was not resolved")))
+            values
+                .get(variable)
+                .cloned()
+                .ok_or_else(|| Refusal::internal(format!("{variable} was not resolved")))
         })
     }
 
     async fn resolve(&self, spec: &CheckSpec) -> Result<Probe, Refusal> {
-        let dir = self.core.layout.state.join("checks").join(spec.name.as_str().replace('/', "."));
+        let dir = self
+            .core
+            .layout
+            .state
+            .join("checks")
+            .join(spec.name.as_str().replace('/', "."));
         match &spec.probe {
-            ProbeSpec::Tcp { at } => Ok(Probe::Tcp { addr: self.fill(at, &dir, None).await? }),
+            ProbeSpec::Tcp { at } => Ok(Probe::Tcp {
+                addr: self.fill(at, &dir, None).await?,
+            }),
             ProbeSpec::Http(http) => Ok(Probe::Http(HttpProbe {
                 addr: self.fill(&http.at, &dir, None).await?,
                 path: http.path.clone(),
                 status: http.status,
                 contains: http.contains.clone(),
             })),
-            ProbeSpec::Sql { service, query, want } => {
+            ProbeSpec::Sql {
+                service,
+                query,
+                want,
+            } => {
                 let url = secret(&self.core, service, "dsn", &self.machine()?).await?;
-                Ok(Probe::Sql(SqlProbe { url: SqlUrl::new(url), query: query.clone(), want: want.clone() }))
+                Ok(Probe::Sql(SqlProbe {
+                    url: SqlUrl::new(url),
+                    query: query.clone(),
+                    want: want.clone(),
+                }))
             }
-            ProbeSpec::Command { package, command, files } => {
+            ProbeSpec::Command {
+                package,
+                command,
+                files,
+            } => {
                 let path = match package {
                     Some(name) => Some(
                         self.core
                             .applied()
-                            .and_then(|applied| applied.builds.get(name).map(|build| build.path.display().to_string()))
-                            .ok_or_else(|| Refusal::not_now(format!("package {name} is not installed yet")))?,
+                            .and_then(|applied| {
+                                applied
+                                    .builds
+                                    .get(name)
+                                    .map(|build| build.path.display().to_string())
+                            })
+                            .ok_or_else(|| {
+                                Refusal::not_now(format!("package {name} is not installed yet"))
+                            })?,
                     ),
                     None => None,
                 };
@@ -330,28 +459,48 @@ impl Eyes {
                 for word in command {
                     // Anybody on the machine can read a command line.
                     if mentions_secret(word)? {
-                        return Err(Refusal::bad_request(format!("'{word}': a secret may stand in a file only")));
+                        return Err(Refusal::bad_request(format!(
+                            "'{word}': a secret may stand in a file only"
+                        )));
                     }
                     argv.push(self.fill(word, &dir, path.as_deref()).await?);
                 }
-                Ok(Probe::Command(CommandProbe { argv, run_as: self.run_as(), dir, env: BTreeMap::new() }))
+                Ok(Probe::Command(CommandProbe {
+                    argv,
+                    run_as: self.run_as(),
+                    dir,
+                    env: BTreeMap::new(),
+                }))
             }
-            ProbeSpec::Tasks { service } => {
-                Err(Refusal::internal(format!("the tasks of {service} are not looked at by a probe")))
-            }
+            ProbeSpec::Tasks { service } => Err(Refusal::internal(format!(
+                "the tasks of {service} are not looked at by a probe"
+            ))),
         }
     }
 
     fn run_as(&self) -> Option<RunAs> {
-        let user = self.core.identity.task_user.filter(|_| rustix::process::geteuid().is_root());
+        let user = self
+            .core
+            .identity
+            .task_user
+            .filter(|_| rustix::process::geteuid().is_root());
         user.map(|id| RunAs { uid: id, gid: id })
     }
 
     /// Makes the check's own folder, with its files.
     async fn prepare(&self, dir: &Path, files: &[FileTemplate]) -> Result<(), Refusal> {
-        let fail = |error: std::io::Error| Refusal::internal(format!("cannot prepare {}: {error}", dir.display()));
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(fail)?;
-        let user = self.run_as().map(|user| UserIds { uid: user.uid, gid: user.gid });
+        let fail = |error: std::io::Error| {
+            Refusal::internal(format!("cannot prepare {}: {error}", dir.display()))
+        };
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(fail)?;
+        let user = self.run_as().map(|user| UserIds {
+            uid: user.uid,
+            gid: user.gid,
+        });
         if let Some(user) = user {
             std::os::unix::fs::chown(dir, Some(user.uid), Some(user.gid)).map_err(fail)?;
         }

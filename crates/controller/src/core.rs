@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use homeostat_model::{CellIdentity, CellLayout, CellSpec, PackageName, ServiceName, ServiceSpec, Term};
+use homeostat_model::{
+    CellIdentity, CellLayout, CellSpec, PackageName, ServiceName, ServiceSpec, Term,
+};
 use homeostat_store::{Store, convenience};
 use serde::{Deserialize, Serialize};
 
@@ -69,7 +71,10 @@ impl Core {
             applied: RwLock::new(applied.map(Arc::new)),
             ports: RwLock::new(ports),
         };
-        for item in convenience::list(&*core.store, keys::ENDPOINTS).await?.items {
+        for item in convenience::list(&*core.store, keys::ENDPOINTS)
+            .await?
+            .items
+        {
             if let Ok(target) = serde_json::from_slice::<crate::handle::StoredTarget>(&item.value) {
                 // Each service has one: none is older than another.
                 core.hub.set_endpoint(target.into()).unwrap_or_default();
@@ -79,18 +84,31 @@ impl Core {
     }
 
     pub(crate) fn applied(&self) -> Option<Arc<Applied>> {
-        self.applied.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.applied
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(crate) fn service(&self, name: &ServiceName) -> Option<ServiceSpec> {
-        self.applied()?.spec.services.iter().find(|service| service.name == *name).cloned()
+        self.applied()?
+            .spec
+            .services
+            .iter()
+            .find(|service| service.name == *name)
+            .cloned()
     }
 
     /// Makes `applied` the cell's specification, and gives every service an endpoint port.
     pub(crate) async fn apply(&self, applied: Applied) -> Result<(), ControllerError> {
-        let mut ports = self.ports.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut ports = self
+            .ports
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         for service in &applied.spec.services {
-            let free = (FIRST_ENDPOINT_PORT..u16::MAX).find(|port| !ports.values().any(|used| used == port));
+            let free = (FIRST_ENDPOINT_PORT..u16::MAX)
+                .find(|port| !ports.values().any(|used| used == port));
             if let (false, Some(port)) = (ports.contains_key(&service.name), free) {
                 ports.insert(service.name.clone(), port);
             }
@@ -104,7 +122,11 @@ impl Core {
     }
 
     pub(crate) fn endpoint_port(&self, service: &ServiceName) -> Option<u16> {
-        self.ports.read().unwrap_or_else(PoisonError::into_inner).get(service).copied()
+        self.ports
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(service)
+            .copied()
     }
 }
 
@@ -116,8 +138,13 @@ pub(crate) async fn read_json<T: for<'de> Deserialize<'de>>(
     store: &dyn Store,
     key: &str,
 ) -> Result<Option<T>, ControllerError> {
-    let Some(item) = convenience::get(store, key).await? else { return Ok(None) };
+    let Some(item) = convenience::get(store, key).await? else {
+        return Ok(None);
+    };
     serde_json::from_slice(&item.value)
         .map(Some)
-        .map_err(|error| ControllerError::Garbled { key: key.to_owned(), error: error.to_string() })
+        .map_err(|error| ControllerError::Garbled {
+            key: key.to_owned(),
+            error: error.to_string(),
+        })
 }

@@ -37,7 +37,9 @@ pub enum ControllerError {
         are(.0), them(.0), them(.0)
     )]
     StillWanted(Vec<ServiceName>),
-    #[error("{0} was a service of another kind; nothing was changed: give the new one another name")]
+    #[error(
+        "{0} was a service of another kind; nothing was changed: give the new one another name"
+    )]
     OtherKind(ServiceName),
     #[error("{0}")]
     Operation(String),
@@ -62,9 +64,9 @@ impl From<ControllerError> for Refusal {
     fn from(error: ControllerError) -> Self {
         let line = error.line();
         match error {
-            ControllerError::Package(_) | ControllerError::StillWanted(_) | ControllerError::OtherKind(_) => {
-                Refusal::bad_request(line)
-            }
+            ControllerError::Package(_)
+            | ControllerError::StillWanted(_)
+            | ControllerError::OtherKind(_) => Refusal::bad_request(line),
             ControllerError::Open(_)
             | ControllerError::Private { .. }
             | ControllerError::Store(_)
@@ -80,7 +82,11 @@ impl From<ControllerError> for Refusal {
 
 fn are(services: &[ServiceName]) -> String {
     let names: Vec<&str> = services.iter().map(ServiceName::as_str).collect();
-    format!("{} {}", names.join(", "), if services.len() == 1 { "is" } else { "are" })
+    format!(
+        "{} {}",
+        names.join(", "),
+        if services.len() == 1 { "is" } else { "are" }
+    )
 }
 
 fn them(services: &[ServiceName]) -> &'static str {

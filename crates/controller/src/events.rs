@@ -45,13 +45,30 @@ pub(crate) struct EventLog {
 impl EventLog {
     pub(crate) async fn open(store: Arc<dyn Store>) -> Result<Self, ControllerError> {
         let items = convenience::list(&*store, keys::EVENTS).await?.items;
-        let number = |key: &str| key.strip_prefix(keys::EVENTS).and_then(|text| text.parse::<u64>().ok());
+        let number = |key: &str| {
+            key.strip_prefix(keys::EVENTS)
+                .and_then(|text| text.parse::<u64>().ok())
+        };
         let last = items.last().and_then(|item| number(&item.key)).unwrap_or(0);
-        let first = items.first().and_then(|item| number(&item.key)).unwrap_or(last + 1);
+        let first = items
+            .first()
+            .and_then(|item| number(&item.key))
+            .unwrap_or(last + 1);
         let (queue, waiting) = mpsc::channel(QUEUE);
         let (live, _) = broadcast::channel(QUEUE);
-        let log = Self { queue, live: live.clone(), dropped: Arc::default() };
-        tokio::spawn(write(store, waiting, live, first, last, Arc::clone(&log.dropped)));
+        let log = Self {
+            queue,
+            live: live.clone(),
+            dropped: Arc::default(),
+        };
+        tokio::spawn(write(
+            store,
+            waiting,
+            live,
+            first,
+            last,
+            Arc::clone(&log.dropped),
+        ));
         Ok(log)
     }
 
@@ -66,9 +83,18 @@ impl EventLog {
         text: impl Into<String>,
         detail_json: String,
     ) {
-        let detail_json = if detail_json.len() > LONGEST_DETAIL { String::new() } else { detail_json };
-        let event =
-            Stored { at_unix_ms: unix_ms(), about: about.into(), kind: kind.into(), text: text.into(), detail_json };
+        let detail_json = if detail_json.len() > LONGEST_DETAIL {
+            String::new()
+        } else {
+            detail_json
+        };
+        let event = Stored {
+            at_unix_ms: unix_ms(),
+            about: about.into(),
+            kind: kind.into(),
+            text: text.into(),
+            detail_json,
+        };
         if self.queue.try_send(event).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }

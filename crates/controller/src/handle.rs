@@ -7,15 +7,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use homeostat_api::grpc::EVENT_QUEUE;
 use homeostat_api::v1::{
-    Apart as WireApart, CallTask, EndpointTarget, ForgetReply, ForgetRequest, ForgetTask, HelloReply, HelloRequest,
-    KillReply, KillRequest, KillTask, LocalCallReply, LocalCallRequest, NoteReply, NoteRequest, PlaceReply,
-    PlaceRequest, Placement, ReadReply, ReadRequest, SetEndpointReply, SetEndpointRequest, StartReply, StartRequest,
-    StartTask, StopReply, StopRequest, StopTask, TaskEvent, Unplaced, WatchRequest, WriteReply, WriteRequest, to_agent,
+    Apart as WireApart, CallTask, EndpointTarget, ForgetReply, ForgetRequest, ForgetTask,
+    HelloReply, HelloRequest, KillReply, KillRequest, KillTask, LocalCallReply, LocalCallRequest,
+    NoteReply, NoteRequest, PlaceReply, PlaceRequest, Placement, ReadReply, ReadRequest,
+    SetEndpointReply, SetEndpointRequest, StartReply, StartRequest, StartTask, StopReply,
+    StopRequest, StopTask, TaskEvent, Unplaced, WatchRequest, WriteReply, WriteRequest, to_agent,
 };
 use homeostat_api::{CellHandle, Refusal, RefusalKind, TaskEvents};
 use homeostat_model::{
-    Bytes, MachineName, MilliCpu, PackageName, Resources, Revision, ServiceName, TaskName, Template,
-    Variable,
+    Bytes, MachineName, MilliCpu, PackageName, Resources, Revision, ServiceName, TaskName,
+    Template, Variable,
 };
 use homeostat_placement::{Apart, Assignment};
 use homeostat_store::convenience;
@@ -94,7 +95,10 @@ impl ScopedCell {
         if service == self.service.as_str() {
             Ok(())
         } else {
-            Err(Refusal::bad_request(format!("{} may not act for '{service}'", self.service)))
+            Err(Refusal::bad_request(format!(
+                "{} may not act for '{service}'",
+                self.service
+            )))
         }
     }
 
@@ -103,8 +107,13 @@ impl ScopedCell {
         let task = TaskName::new(task).map_err(|error| Refusal::bad_request(error.to_string()))?;
         match self.core.placements.of(&task) {
             Some(place) if place.service == self.service => Ok((task, place)),
-            Some(_) => Err(Refusal::bad_request(format!("{task} is not a task of {}", self.service))),
-            None => Err(Refusal::not_found(format!("{task} has no place; ask for one first"))),
+            Some(_) => Err(Refusal::bad_request(format!(
+                "{task} is not a task of {}",
+                self.service
+            ))),
+            None => Err(Refusal::not_found(format!(
+                "{task} has no place; ask for one first"
+            ))),
         }
     }
 
@@ -123,14 +132,23 @@ impl ScopedCell {
         machine: &MachineName,
         start: &StartRequest,
     ) -> Result<BTreeMap<String, String>, Refusal> {
-        let launch = start.launch.as_ref().ok_or_else(|| Refusal::bad_request("nothing to launch"))?;
+        let launch = start
+            .launch
+            .as_ref()
+            .ok_or_else(|| Refusal::bad_request("nothing to launch"))?;
         let mut values = BTreeMap::new();
         // Anybody on the machine can read a command line and much can read an environment: no secrets in them.
         for text in launch.command.iter().chain(launch.env.values()) {
-            self.add_values(machine, text, Secrets::Refused, &mut values).await?;
+            self.add_values(machine, text, Secrets::Refused, &mut values)
+                .await?;
         }
-        for text in launch.files.values().chain(std::iter::once(&launch.keeper_json)) {
-            self.add_values(machine, text, Secrets::Allowed, &mut values).await?;
+        for text in launch
+            .files
+            .values()
+            .chain(std::iter::once(&launch.keeper_json))
+        {
+            self.add_values(machine, text, Secrets::Allowed, &mut values)
+                .await?;
         }
         Ok(values)
     }
@@ -142,10 +160,13 @@ impl ScopedCell {
         secrets: Secrets,
         values: &mut BTreeMap<String, String>,
     ) -> Result<(), Refusal> {
-        let template = Template::parse(text).map_err(|error| Refusal::bad_request(error.to_string()))?;
+        let template =
+            Template::parse(text).map_err(|error| Refusal::bad_request(error.to_string()))?;
         for variable in template.variables() {
             if matches!(variable, Variable::Secret { .. }) && secrets == Secrets::Refused {
-                return Err(Refusal::bad_request(format!("{variable} may stand in a file only")));
+                return Err(Refusal::bad_request(format!(
+                    "{variable} may stand in a file only"
+                )));
             }
             if let Some(value) = resolve(&self.core, &self.service, machine, variable).await? {
                 values.insert(variable.to_string(), value);
@@ -158,10 +179,16 @@ impl ScopedCell {
         if package.is_empty() {
             return Ok(String::new());
         }
-        let name = PackageName::new(package).map_err(|error| Refusal::bad_request(error.to_string()))?;
+        let name =
+            PackageName::new(package).map_err(|error| Refusal::bad_request(error.to_string()))?;
         self.core
             .applied()
-            .and_then(|applied| applied.builds.get(&name).map(|build| build.path.display().to_string()))
+            .and_then(|applied| {
+                applied
+                    .builds
+                    .get(&name)
+                    .map(|build| build.path.display().to_string())
+            })
             .ok_or_else(|| Refusal::not_now(format!("package {name} is not installed yet")))
     }
 
@@ -171,7 +198,12 @@ impl ScopedCell {
             let mut changes = self.core.hub.changes();
             loop {
                 let placed = self.core.placements.of_service(&self.service);
-                if placed.iter().all(|(_, machine, _)| self.core.hub.agent(machine).is_some_and(|agent| agent.synced)) {
+                if placed.iter().all(|(_, machine, _)| {
+                    self.core
+                        .hub
+                        .agent(machine)
+                        .is_some_and(|agent| agent.synced)
+                }) {
                     return;
                 }
                 if changes.changed().await.is_err() {
@@ -194,15 +226,19 @@ async fn resolve(
     match variable {
         Variable::Endpoint(of) => endpoint_on(core, of, machine).map(Some),
         Variable::Secret { service: of, name } => {
-            let needs = core.service(service).is_some_and(|spec| spec.needs.contains(of));
+            let needs = core
+                .service(service)
+                .is_some_and(|spec| spec.needs.contains(of));
             if of != service && !needs {
-                return Err(Refusal::bad_request(format!("{service} does not need {of} and may not see its secrets")));
+                return Err(Refusal::bad_request(format!(
+                    "{service} does not need {of} and may not see its secrets"
+                )));
             }
             secret(core, of, name, machine).await.map(Some)
         }
-        Variable::DirOf(task) => {
-            Err(Refusal::bad_request(format!("{variable}: the folder of {task} is nobody's business but its own")))
-        }
+        Variable::DirOf(task) => Err(Refusal::bad_request(format!(
+            "{variable}: the folder of {task} is nobody's business but its own"
+        ))),
         Variable::Address
         | Variable::Port(_)
         | Variable::Dir
@@ -213,7 +249,11 @@ async fn resolve(
 }
 
 /// Where `machine` reaches a service.
-pub(crate) fn endpoint_on(core: &Core, service: &ServiceName, machine: &MachineName) -> Result<String, Refusal> {
+pub(crate) fn endpoint_on(
+    core: &Core,
+    service: &ServiceName,
+    machine: &MachineName,
+) -> Result<String, Refusal> {
     let machine = core
         .identity
         .machine(machine)
@@ -247,7 +287,9 @@ pub(crate) async fn secret(
         | Variable::Task
         | Variable::Machine
         | Variable::Package
-        | Variable::Secret { .. } => Err(Refusal::internal(format!("a secret may not contain {variable}"))),
+        | Variable::Secret { .. } => Err(Refusal::internal(format!(
+            "a secret may not contain {variable}"
+        ))),
     })
 }
 
@@ -255,45 +297,85 @@ pub(crate) async fn secret(
 impl CellHandle for ScopedCell {
     async fn hello(&self, request: HelloRequest) -> Result<HelloReply, Refusal> {
         self.own(&request.service)?;
-        Ok(HelloReply { term: self.core.term.0, cell: self.core.identity.name.to_string() })
+        Ok(HelloReply {
+            term: self.core.term.0,
+            cell: self.core.identity.name.to_string(),
+        })
     }
 
     async fn watch(&self, request: WatchRequest) -> Result<TaskEvents, Refusal> {
         self.own(&request.service)?;
         self.inventory().await;
         let placed = self.core.placements.of_service(&self.service);
-        Ok(self.core.hub.watch(self.service.as_str(), &placed, EVENT_QUEUE))
+        Ok(self
+            .core
+            .hub
+            .watch(self.service.as_str(), &placed, EVENT_QUEUE))
     }
 
     async fn place(&self, request: PlaceRequest) -> Result<PlaceReply, Refusal> {
         self.own(&request.service)?;
         let mut asks = Vec::new();
         for task in request.tasks {
-            let name = TaskName::new(task.task).map_err(|error| Refusal::bad_request(error.to_string()))?;
-            if self.core.placements.of(&name).is_some_and(|place| place.service != self.service) {
-                return Err(Refusal::bad_request(format!("{name} belongs to another service")));
+            let name = TaskName::new(task.task)
+                .map_err(|error| Refusal::bad_request(error.to_string()))?;
+            if self
+                .core
+                .placements
+                .of(&name)
+                .is_some_and(|place| place.service != self.service)
+            {
+                return Err(Refusal::bad_request(format!(
+                    "{name} belongs to another service"
+                )));
             }
             let wanted = task.resources.unwrap_or_default();
             asks.push(Ask {
                 task: name,
                 service: self.service.clone(),
-                resources: Resources { cpu: MilliCpu(wanted.cpu_milli), memory: Bytes(wanted.memory_bytes) },
-                fixed_ports: task.fixed_ports.iter().filter_map(|port| u16::try_from(*port).ok()).collect(),
-                apart: if task.apart == WireApart::NeverTogether as i32 { Apart::Always } else { Apart::Preferably },
+                resources: Resources {
+                    cpu: MilliCpu(wanted.cpu_milli),
+                    memory: Bytes(wanted.memory_bytes),
+                },
+                fixed_ports: task
+                    .fixed_ports
+                    .iter()
+                    .filter_map(|port| u16::try_from(*port).ok())
+                    .collect(),
+                apart: if task.apart == WireApart::NeverTogether as i32 {
+                    Apart::Always
+                } else {
+                    Apart::Preferably
+                },
             });
         }
-        let (placed, pending) = self.core.placements.place(asks, &self.core.identity, &self.core.hub).await?;
+        let (placed, pending) = self
+            .core
+            .placements
+            .place(asks, &self.core.identity, &self.core.hub)
+            .await?;
         Ok(PlaceReply {
             placed: placed
                 .into_iter()
                 .map(|(task, place)| Placement {
                     task: task.to_string(),
-                    address: self.core.identity.machine(&place.machine).map(|m| m.address.clone()).unwrap_or_default(),
+                    address: self
+                        .core
+                        .identity
+                        .machine(&place.machine)
+                        .map(|m| m.address.clone())
+                        .unwrap_or_default(),
                     machine: place.machine.to_string(),
                     generation: place.generation.0,
                 })
                 .collect(),
-            pending: pending.into_iter().map(|(task, why)| Unplaced { task: task.to_string(), why }).collect(),
+            pending: pending
+                .into_iter()
+                .map(|(task, why)| Unplaced {
+                    task: task.to_string(),
+                    why,
+                })
+                .collect(),
         })
     }
 
@@ -302,11 +384,16 @@ impl CellHandle for ScopedCell {
         if request.generation != place.generation.0 {
             return Err(Refusal::new(
                 RefusalKind::Stale,
-                format!("{task} is placed with generation {}, not {}", place.generation, request.generation),
+                format!(
+                    "{task} is placed with generation {}, not {}",
+                    place.generation, request.generation
+                ),
             ));
         }
         let values = self.values(&place.machine, &request).await?;
-        let launch = request.launch.ok_or_else(|| Refusal::bad_request("nothing to launch"))?;
+        let launch = request
+            .launch
+            .ok_or_else(|| Refusal::bad_request("nothing to launch"))?;
         let start = StartTask {
             task: request.task,
             service: request.service,
@@ -315,28 +402,55 @@ impl CellHandle for ScopedCell {
             launch: Some(launch),
             values: values.into_iter().collect(),
         };
-        self.core.hub.order(&place.machine, to_agent::Message::Start(start), ACCEPT_WITHIN).await?;
+        self.core
+            .hub
+            .order(
+                &place.machine,
+                to_agent::Message::Start(start),
+                ACCEPT_WITHIN,
+            )
+            .await?;
         Ok(StartReply {})
     }
 
     async fn stop(&self, request: StopRequest) -> Result<StopReply, Refusal> {
         let (_, place) = self.own_task(&request.service, &request.task)?;
-        let stop = StopTask { task: request.task, generation: request.generation, grace_ms: request.grace_ms };
-        self.core.hub.order(&place.machine, to_agent::Message::Stop(stop), ACCEPT_WITHIN).await?;
+        let stop = StopTask {
+            task: request.task,
+            generation: request.generation,
+            grace_ms: request.grace_ms,
+        };
+        self.core
+            .hub
+            .order(&place.machine, to_agent::Message::Stop(stop), ACCEPT_WITHIN)
+            .await?;
         Ok(StopReply {})
     }
 
     async fn kill(&self, request: KillRequest) -> Result<KillReply, Refusal> {
         let (_, place) = self.own_task(&request.service, &request.task)?;
-        let kill = KillTask { task: request.task, generation: request.generation };
-        self.core.hub.order(&place.machine, to_agent::Message::Kill(kill), ACCEPT_WITHIN).await?;
+        let kill = KillTask {
+            task: request.task,
+            generation: request.generation,
+        };
+        self.core
+            .hub
+            .order(&place.machine, to_agent::Message::Kill(kill), ACCEPT_WITHIN)
+            .await?;
         Ok(KillReply {})
     }
 
     async fn forget(&self, request: ForgetRequest) -> Result<ForgetReply, Refusal> {
         let (task, place) = self.own_task(&request.service, &request.task)?;
         let forget = ForgetTask { task: request.task };
-        self.core.hub.order(&place.machine, to_agent::Message::Forget(forget), ACCEPT_WITHIN).await?;
+        self.core
+            .hub
+            .order(
+                &place.machine,
+                to_agent::Message::Forget(forget),
+                ACCEPT_WITHIN,
+            )
+            .await?;
         self.core.placements.forget(&task).await?;
         self.core.hub.forget(&task);
         Ok(ForgetReply {})
@@ -361,15 +475,30 @@ impl CellHandle for ScopedCell {
             .await
             .map_err(|error| Refusal::unknown(error.to_string()))?;
         if let Some(revision) = reply.committed() {
-            return Ok(WriteReply { committed: true, mod_revision: revision.0, current: Vec::new() });
+            return Ok(WriteReply {
+                committed: true,
+                mod_revision: revision.0,
+                current: Vec::new(),
+            });
         }
-        let current = self.read(ReadRequest { service: request.service, key: request.key }).await?;
-        Ok(WriteReply { committed: false, mod_revision: current.mod_revision, current: current.value })
+        let current = self
+            .read(ReadRequest {
+                service: request.service,
+                key: request.key,
+            })
+            .await?;
+        Ok(WriteReply {
+            committed: false,
+            mod_revision: current.mod_revision,
+            current: current.value,
+        })
     }
 
     async fn set_endpoint(&self, request: SetEndpointRequest) -> Result<SetEndpointReply, Refusal> {
         self.own(&request.service)?;
-        let mut target = request.target.ok_or_else(|| Refusal::bad_request("no target"))?;
+        let mut target = request
+            .target
+            .ok_or_else(|| Refusal::bad_request("no target"))?;
         self.own(&target.service)?;
         let port = self
             .core
@@ -378,33 +507,59 @@ impl CellHandle for ScopedCell {
         target.port = u32::from(port);
         // Clients first: the agents are told before the disk is waited for. What is lost with a crash in between is
         // told again by the service, and forwarders keep the newest they saw.
-        self.core.hub.set_endpoint(target.clone()).map_err(|(epoch, version)| {
-            let message = format!("the endpoint of {} is at epoch {epoch}, version {version} already", self.service);
-            Refusal::new(RefusalKind::Stale, message)
-        })?;
+        self.core
+            .hub
+            .set_endpoint(target.clone())
+            .map_err(|(epoch, version)| {
+                let message = format!(
+                    "the endpoint of {} is at epoch {epoch}, version {version} already",
+                    self.service
+                );
+                Refusal::new(RefusalKind::Stale, message)
+            })?;
         let _one_at_a_time = self.core.storing_endpoints.lock().await;
         // Another call may have set a newer one meanwhile.
         let Some(newest) = self.core.hub.endpoints().remove(self.service.as_str()) else {
-            return Err(Refusal::internal(format!("the endpoint of {} was set and is not there", self.service)));
+            return Err(Refusal::internal(format!(
+                "the endpoint of {} was set and is not there",
+                self.service
+            )));
         };
         let stored = StoredTarget::from(newest, self.service.clone());
-        convenience::put(&*self.core.store, &keys::endpoint(&self.service), encode(&stored))
-            .await
-            .map_err(|error| Refusal::unknown(error.to_string()))?;
+        convenience::put(
+            &*self.core.store,
+            &keys::endpoint(&self.service),
+            encode(&stored),
+        )
+        .await
+        .map_err(|error| Refusal::unknown(error.to_string()))?;
         Ok(SetEndpointReply {})
     }
 
     async fn local_call(&self, request: LocalCallRequest) -> Result<LocalCallReply, Refusal> {
         let (_, place) = self.own_task(&request.service, &request.task)?;
-        let call = CallTask { task: request.task, body: request.body, deadline_ms: request.deadline_ms };
+        let call = CallTask {
+            task: request.task,
+            body: request.body,
+            deadline_ms: request.deadline_ms,
+        };
         let patience = Duration::from_millis(request.deadline_ms);
-        let body = self.core.hub.order(&place.machine, to_agent::Message::Call(call), patience).await?;
+        let body = self
+            .core
+            .hub
+            .order(&place.machine, to_agent::Message::Call(call), patience)
+            .await?;
         Ok(LocalCallReply { body })
     }
 
     async fn note(&self, request: NoteRequest) -> Result<NoteReply, Refusal> {
         self.own(&request.service)?;
-        self.core.events.add_detailed(&request.kind, request.about, request.text, request.detail_json);
+        self.core.events.add_detailed(
+            &request.kind,
+            request.about,
+            request.text,
+            request.detail_json,
+        );
         Ok(NoteReply {})
     }
 }

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use homeostat_api::v1::{AgentHello, CallDone, EndpointTarget, Endpoints, ForwarderReport, TaskEvent, ToAgent, to_agent};
+use homeostat_api::v1::{
+    AgentHello, CallDone, EndpointTarget, Endpoints, ForwarderReport, TaskEvent, ToAgent, to_agent,
+};
 use homeostat_api::{Refusal, RefusalKind};
 use homeostat_model::{MachineName, TaskName, TaskState};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -56,12 +58,17 @@ pub(crate) struct AgentView {
 
 impl Hub {
     pub(crate) fn new() -> Self {
-        Self { inner: Mutex::default(), changes: watch::Sender::new(0) }
+        Self {
+            inner: Mutex::default(),
+            changes: watch::Sender::new(0),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // A panic while the lock was held left plain data behind; it is as good as before.
-        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.inner
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
@@ -85,7 +92,13 @@ impl Hub {
         inner.next_id += 1;
         let number = inner.next_id;
         let targets = inner.endpoints.values().cloned().collect();
-        let session = Session { number, hello, orders, synced: false, named: Vec::new() };
+        let session = Session {
+            number,
+            hello,
+            orders,
+            synced: false,
+            named: Vec::new(),
+        };
         session.order(0, to_agent::Message::Endpoints(Endpoints { targets }));
         // What was asked over an earlier stream is answered by nobody.
         inner.calls.retain(|_, (of, _)| *of != machine);
@@ -97,7 +110,11 @@ impl Hub {
 
     pub(crate) fn disconnected(&self, machine: &MachineName, number: u64) {
         let mut inner = self.lock();
-        if inner.sessions.get(machine).is_none_or(|session| session.number != number) {
+        if inner
+            .sessions
+            .get(machine)
+            .is_none_or(|session| session.number != number)
+        {
             return;
         }
         inner.sessions.remove(machine);
@@ -121,10 +138,20 @@ impl Hub {
     }
 
     /// Takes in what an agent says of a task. Returns the state before.
-    pub(crate) fn observed(&self, machine: &MachineName, number: u64, event: TaskEvent) -> Option<TaskEvent> {
-        let Ok(name) = TaskName::new(event.task.clone()) else { return None };
+    pub(crate) fn observed(
+        &self,
+        machine: &MachineName,
+        number: u64,
+        event: TaskEvent,
+    ) -> Option<TaskEvent> {
+        let Ok(name) = TaskName::new(event.task.clone()) else {
+            return None;
+        };
         let mut inner = self.lock();
-        let session = inner.sessions.get_mut(machine).filter(|session| session.number == number)?;
+        let session = inner
+            .sessions
+            .get_mut(machine)
+            .filter(|session| session.number == number)?;
         if !session.synced {
             session.named.push(name.clone());
         }
@@ -136,12 +163,25 @@ impl Hub {
     }
 
     /// The agent has told all it has; what else was placed there is not there.
-    pub(crate) fn synced(&self, machine: &MachineName, number: u64, placed: &[(TaskName, String, u64)]) {
+    pub(crate) fn synced(
+        &self,
+        machine: &MachineName,
+        number: u64,
+        placed: &[(TaskName, String, u64)],
+    ) {
         let mut inner = self.lock();
-        let Some(session) = inner.sessions.get_mut(machine).filter(|session| session.number == number) else { return };
+        let Some(session) = inner
+            .sessions
+            .get_mut(machine)
+            .filter(|session| session.number == number)
+        else {
+            return;
+        };
         session.synced = true;
         let named = std::mem::take(&mut session.named);
-        for (task, service, generation) in placed.iter().filter(|(task, _, _)| !named.contains(task)) {
+        for (task, service, generation) in
+            placed.iter().filter(|(task, _, _)| !named.contains(task))
+        {
             let event = unknown_task(machine, task, service, *generation);
             inner.tell(&event);
             inner.tasks.insert(task.clone(), event);
@@ -151,17 +191,26 @@ impl Hub {
     }
 
     pub(crate) fn forwarder(&self, machine: &MachineName, report: ForwarderReport) {
-        self.lock().forwarders.insert((machine.clone(), report.service.clone()), report);
+        self.lock()
+            .forwarders
+            .insert((machine.clone(), report.service.clone()), report);
         self.touch();
     }
 
     pub(crate) fn forwarders(&self) -> Vec<(MachineName, ForwarderReport)> {
-        self.lock().forwarders.iter().map(|((machine, _), report)| (machine.clone(), report.clone())).collect()
+        self.lock()
+            .forwarders
+            .iter()
+            .map(|((machine, _), report)| (machine.clone(), report.clone()))
+            .collect()
     }
 
     pub(crate) fn agent(&self, machine: &MachineName) -> Option<AgentView> {
         let inner = self.lock();
-        inner.sessions.get(machine).map(|session| AgentView { pid: session.hello.pid, synced: session.synced })
+        inner.sessions.get(machine).map(|session| AgentView {
+            pid: session.hello.pid,
+            synced: session.synced,
+        })
     }
 
     /// Sends an order and waits for its answer.
@@ -179,12 +228,13 @@ impl Hub {
             let mut inner = self.lock();
             inner.next_id += 1;
             let id = inner.next_id;
-            let session = inner
-                .sessions
-                .get(machine)
-                .ok_or_else(|| Refusal::not_now(format!("the agent of {machine} is not connected")))?;
+            let session = inner.sessions.get(machine).ok_or_else(|| {
+                Refusal::not_now(format!("the agent of {machine} is not connected"))
+            })?;
             if !session.order(id, message) {
-                return Err(Refusal::not_now(format!("the agent of {machine} does not keep up")));
+                return Err(Refusal::not_now(format!(
+                    "the agent of {machine} does not keep up"
+                )));
             }
             let (sender, answer) = oneshot::channel();
             inner.calls.insert(id, (machine.clone(), sender));
@@ -193,16 +243,28 @@ impl Hub {
         match tokio::time::timeout(patience, answer).await {
             Ok(Ok(done)) if done.error.is_empty() => Ok(done.body),
             Ok(Ok(done)) => Err(Refusal::new(kind(&done.error_kind), done.error)),
-            Ok(Err(_)) => Err(Refusal::unknown(format!("the agent of {machine} went away before it answered"))),
-            Err(_) => Err(Refusal::unknown(format!("the agent of {machine} did not answer in time"))),
+            Ok(Err(_)) => Err(Refusal::unknown(format!(
+                "the agent of {machine} went away before it answered"
+            ))),
+            Err(_) => Err(Refusal::unknown(format!(
+                "the agent of {machine} did not answer in time"
+            ))),
         }
     }
 
     /// An agent answers what it was asked itself, over the stream of `number`.
     pub(crate) fn answered(&self, machine: &MachineName, number: u64, done: CallDone) {
         let mut inner = self.lock();
-        let speaks = inner.sessions.get(machine).is_some_and(|session| session.number == number);
-        if !speaks || inner.calls.get(&done.id).is_none_or(|(of, _)| of != machine) {
+        let speaks = inner
+            .sessions
+            .get(machine)
+            .is_some_and(|session| session.number == number);
+        if !speaks
+            || inner
+                .calls
+                .get(&done.id)
+                .is_none_or(|(of, _)| of != machine)
+        {
             return;
         }
         if let Some((_, caller)) = inner.calls.remove(&done.id) {
@@ -241,8 +303,14 @@ impl Hub {
             // Fits: the queue was made large enough.
             drop(events.try_send(event));
         }
-        drop(events.try_send(TaskEvent { synced: true, ..TaskEvent::default() }));
-        inner.watchers.push(Watcher { service: service.to_owned(), events });
+        drop(events.try_send(TaskEvent {
+            synced: true,
+            ..TaskEvent::default()
+        }));
+        inner.watchers.push(Watcher {
+            service: service.to_owned(),
+            events,
+        });
         reader
     }
 
@@ -254,12 +322,20 @@ impl Hub {
     /// With the (epoch, version) that is known, when it is higher: nobody is told anything.
     pub(crate) fn set_endpoint(&self, target: EndpointTarget) -> Result<(), (u64, u64)> {
         let mut inner = self.lock();
-        let known = inner.endpoints.get(&target.service).map(|known| (known.epoch, known.version));
+        let known = inner
+            .endpoints
+            .get(&target.service)
+            .map(|known| (known.epoch, known.version));
         if let Some(newer) = known.filter(|known| *known > (target.epoch, target.version)) {
             return Err(newer);
         }
         for session in inner.sessions.values() {
-            session.order(0, to_agent::Message::Endpoints(Endpoints { targets: vec![target.clone()] }));
+            session.order(
+                0,
+                to_agent::Message::Endpoints(Endpoints {
+                    targets: vec![target.clone()],
+                }),
+            );
         }
         inner.endpoints.insert(target.service.clone(), target);
         drop(inner);
@@ -287,19 +363,32 @@ impl Drop for Asked<'_> {
 impl Session {
     /// `false`: its queue is full or its stream has ended.
     fn order(&self, id: u64, message: to_agent::Message) -> bool {
-        self.orders.try_send(Ok(ToAgent { id, message: Some(message) })).is_ok()
+        self.orders
+            .try_send(Ok(ToAgent {
+                id,
+                message: Some(message),
+            }))
+            .is_ok()
     }
 }
 
 impl Inner {
     fn tell(&mut self, event: &TaskEvent) {
-        self.watchers
-            .retain(|watcher| watcher.service != event.service || watcher.events.try_send(event.clone()).is_ok());
+        self.watchers.retain(|watcher| {
+            watcher.service != event.service || watcher.events.try_send(event.clone()).is_ok()
+        });
     }
 }
 
-fn unknown_task(machine: &MachineName, task: &TaskName, service: &str, generation: u64) -> TaskEvent {
-    let state = TaskState::Pending { why: format!("{machine} does not run it") };
+fn unknown_task(
+    machine: &MachineName,
+    task: &TaskName,
+    service: &str,
+    generation: u64,
+) -> TaskEvent {
+    let state = TaskState::Pending {
+        why: format!("{machine} does not run it"),
+    };
     TaskEvent {
         task: task.to_string(),
         service: service.to_owned(),
@@ -335,11 +424,17 @@ mod tests {
 
     fn connect(hub: &Hub, name: &str) -> (u64, mpsc::Receiver<Result<ToAgent, tonic::Status>>) {
         let (orders, agent) = mpsc::channel(8);
-        (hub.connected(machine(name), AgentHello::default(), orders), agent)
+        (
+            hub.connected(machine(name), AgentHello::default(), orders),
+            agent,
+        )
     }
 
     fn done(id: u64) -> CallDone {
-        CallDone { id, ..CallDone::default() }
+        CallDone {
+            id,
+            ..CallDone::default()
+        }
     }
 
     /// The id of the next order that is not about endpoints.
@@ -357,7 +452,12 @@ mod tests {
     }
 
     fn of_web(task: &str) -> TaskEvent {
-        TaskEvent { task: task.into(), service: "web".into(), machine: "m1".into(), ..TaskEvent::default() }
+        TaskEvent {
+            task: task.into(),
+            service: "web".into(),
+            machine: "m1".into(),
+            ..TaskEvent::default()
+        }
     }
 
     #[tokio::test]
@@ -382,7 +482,10 @@ mod tests {
     async fn an_order_that_nobody_waits_for_is_forgotten() {
         let hub = Hub::new();
         let (_, _agent) = connect(&hub, "m1");
-        let late = hub.order(&machine("m1"), shutdown(), PATIENCE).await.unwrap_err();
+        let late = hub
+            .order(&machine("m1"), shutdown(), PATIENCE)
+            .await
+            .unwrap_err();
         assert_eq!(late.kind, RefusalKind::Unknown);
         assert!(hub.lock().calls.is_empty());
     }
@@ -408,7 +511,14 @@ mod tests {
         let m1 = machine("m1");
         let mut slow = hub.watch("web", &[], 1);
         for round in 0..10 {
-            hub.observed(&m1, number, TaskEvent { generation: round, ..of_web("web-0") });
+            hub.observed(
+                &m1,
+                number,
+                TaskEvent {
+                    generation: round,
+                    ..of_web("web-0")
+                },
+            );
         }
         while slow.recv().await.is_some() {}
         let placed = [(TaskName::new("web-0").unwrap(), m1, 9)];
@@ -431,7 +541,12 @@ mod tests {
     #[test]
     fn an_older_endpoint_is_refused() {
         let hub = Hub::new();
-        let target = |version| EndpointTarget { service: "web".into(), epoch: 2, version, ..EndpointTarget::default() };
+        let target = |version| EndpointTarget {
+            service: "web".into(),
+            epoch: 2,
+            version,
+            ..EndpointTarget::default()
+        };
         assert_eq!(hub.set_endpoint(target(5)), Ok(()));
         assert_eq!(hub.set_endpoint(target(4)), Err((2, 5)));
         assert_eq!(hub.endpoints()["web"].version, 5);

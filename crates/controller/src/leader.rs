@@ -9,7 +9,10 @@ use homeostat_api::{AdminServer, Refusal};
 use homeostat_journal::{Asker, Outcome, Person};
 use homeostat_model::{CellSpec, OperationId, ProcedureName, ServiceName};
 use homeostat_ops::{Executor, OpsError, Procedure};
-use homeostat_turnup::{Act, ActProcedure, Cell, Direction, TurnProcedure, turndown, turndown_procedure, turnup, turnup_procedure};
+use homeostat_turnup::{
+    Act, ActProcedure, Cell, Direction, TurnProcedure, turndown, turndown_procedure, turnup,
+    turnup_procedure,
+};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -54,7 +57,8 @@ impl Leader {
     pub(crate) async fn resume(self: &Arc<Self>) -> Result<(), ControllerError> {
         if let Some(applied) = self.core.applied() {
             self.services.resume().await?;
-            self.checks.start(Arc::clone(&self.core), Arc::clone(&self.services), &applied);
+            self.checks
+                .start(Arc::clone(&self.core), Arc::clone(&self.services), &applied);
         }
         for operation in self.executor.resume_all().await.map_err(operation_error)? {
             let id = operation.id().clone();
@@ -64,7 +68,10 @@ impl Leader {
             } else if *procedure == turndown_procedure() {
                 self.drive(id, Direction::Down);
             } else if let Some(act) = Act::of(operation.plan().draft()) {
-                let procedure = Arc::new(ActProcedure::new(act, Arc::new(LeaderCell(Arc::clone(self)))));
+                let procedure = Arc::new(ActProcedure::new(
+                    act,
+                    Arc::new(LeaderCell(Arc::clone(self))),
+                ));
                 let leader = Arc::clone(self);
                 tokio::spawn(async move { leader.executor.run(&id, procedure).await });
             }
@@ -73,18 +80,28 @@ impl Leader {
     }
 
     /// Brings the cell to `spec`. An unfinished turnup or turndown is stopped first: the newest wish counts.
-    pub(crate) async fn turnup(self: &Arc<Self>, spec: CellSpec, by: String) -> Result<String, ControllerError> {
+    pub(crate) async fn turnup(
+        self: &Arc<Self>,
+        spec: CellSpec,
+        by: String,
+    ) -> Result<String, ControllerError> {
         let _one_at_a_time = self.turning.lock().await;
         self.services.may_become(&spec).await?;
         // Installed before anything is touched: a missing package is an error of the person who asks.
         let applied = self.install(spec).await?;
         self.stop_unfinished("a newer turnup was asked for").await?;
         let asker = Asker::Person(Person(by));
-        let draft = turnup(&applied.spec.services, asker, format!("cell {} is to be up", applied.spec.name));
+        let draft = turnup(
+            &applied.spec.services,
+            asker,
+            format!("cell {} is to be up", applied.spec.name),
+        );
         self.become_applied(applied).await?;
         let operation = self.executor.submit(draft).await.map_err(operation_error)?;
         let id = operation.id().clone();
-        self.core.events.add("operation", id.as_str(), "turnup begins");
+        self.core
+            .events
+            .add("operation", id.as_str(), "turnup begins");
         self.drive(id.clone(), Direction::Up);
         Ok(id.to_string())
     }
@@ -92,16 +109,26 @@ impl Leader {
     pub(crate) async fn turndown(self: &Arc<Self>, by: String) -> Result<String, ControllerError> {
         let _one_at_a_time = self.turning.lock().await;
         self.stop_unfinished("the cell is to go down").await?;
-        let services = self.core.applied().map(|applied| applied.spec.services.clone()).unwrap_or_default();
+        let services = self
+            .core
+            .applied()
+            .map(|applied| applied.spec.services.clone())
+            .unwrap_or_default();
         if services.is_empty() {
             self.end().await;
             return Ok("none".to_owned());
         }
         let asker = Asker::Person(Person(by));
-        let draft = turndown(&services, asker, format!("cell {} is to be down", self.core.identity.name));
+        let draft = turndown(
+            &services,
+            asker,
+            format!("cell {} is to be down", self.core.identity.name),
+        );
         let operation = self.executor.submit(draft).await.map_err(operation_error)?;
         let id = operation.id().clone();
-        self.core.events.add("operation", id.as_str(), "turndown begins");
+        self.core
+            .events
+            .add("operation", id.as_str(), "turndown begins");
         self.drive(id.clone(), Direction::Down);
         Ok(id.to_string())
     }
@@ -110,37 +137,63 @@ impl Leader {
     pub(crate) async fn act(self: &Arc<Self>, request: ActRequest) -> Result<ActReply, Refusal> {
         let bad = |error: homeostat_model::BadName| Refusal::bad_request(error.to_string());
         let service = ServiceName::new(request.service.clone()).map_err(bad)?;
-        let admin = self
-            .services
-            .admin(&service)
-            .ok_or_else(|| Refusal::not_found(format!("{service} is not a service of this cell")))?;
+        let admin = self.services.admin(&service).ok_or_else(|| {
+            Refusal::not_found(format!("{service} is not a service of this cell"))
+        })?;
         let verb = ProcedureName::new(request.verb.clone()).map_err(bad)?;
         let by = request.by.clone();
         let mut planning = request;
         planning.arguments.insert("plan".to_owned(), String::new());
         let plan = admin.act(planning).await?;
-        let arguments = serde_json::from_str(&plan.detail_json)
-            .map_err(|error| Refusal::internal(format!("{service} planned {verb} unreadably: {error}")))?;
-        let act = Act { service, verb, arguments };
-        let draft = act.draft(plan.text, Asker::Person(Person(by)));
-        let operation = self.executor.submit(draft).await.map_err(|error| match error {
-            OpsError::Busy { .. } => Refusal::not_now(error.to_string()),
-            other => operation_error(other).into(),
+        let arguments = serde_json::from_str(&plan.detail_json).map_err(|error| {
+            Refusal::internal(format!("{service} planned {verb} unreadably: {error}"))
         })?;
+        let act = Act {
+            service,
+            verb,
+            arguments,
+        };
+        let draft = act.draft(plan.text, Asker::Person(Person(by)));
+        let operation = self
+            .executor
+            .submit(draft)
+            .await
+            .map_err(|error| match error {
+                OpsError::Busy { .. } => Refusal::not_now(error.to_string()),
+                other => operation_error(other).into(),
+            })?;
         let id = operation.id().clone();
-        self.core.events.add("operation", id.as_str(), operation.plan().draft().why.clone());
-        let procedure = Arc::new(ActProcedure::new(act, Arc::new(LeaderCell(Arc::clone(self)))));
-        let outcome = self.executor.run(&id, Arc::clone(&procedure) as Arc<dyn Procedure>).await;
+        self.core.events.add(
+            "operation",
+            id.as_str(),
+            operation.plan().draft().why.clone(),
+        );
+        let procedure = Arc::new(ActProcedure::new(
+            act,
+            Arc::new(LeaderCell(Arc::clone(self))),
+        ));
+        let outcome = self
+            .executor
+            .run(&id, Arc::clone(&procedure) as Arc<dyn Procedure>)
+            .await;
         let answer = procedure.answer();
         match (answer, outcome) {
             (Some(answer), _) => answer,
-            (None, Ok(_)) => Err(Refusal::unknown(format!("operation {id} ended before it was carried out"))),
+            (None, Ok(_)) => Err(Refusal::unknown(format!(
+                "operation {id} ended before it was carried out"
+            ))),
             (None, Err(error)) => Err(operation_error(error).into()),
         }
     }
 
     async fn stop_unfinished(&self, why: &str) -> Result<(), ControllerError> {
-        for operation in self.executor.list().await.map_err(operation_error)?.operations {
+        for operation in self
+            .executor
+            .list()
+            .await
+            .map_err(operation_error)?
+            .operations
+        {
             let procedure = &operation.plan().draft().procedure;
             let ours = *procedure == turnup_procedure() || *procedure == turndown_procedure();
             if ours && operation.outcome().is_none() {
@@ -165,12 +218,22 @@ impl Leader {
                 Ok(_) | Err(OpsError::Refused { .. }) => {}
                 Err(error) => return Err(operation_error(error)),
             }
-            if self.executor.get(id).await.map_err(operation_error)?.operation.outcome().is_some() {
+            if self
+                .executor
+                .get(id)
+                .await
+                .map_err(operation_error)?
+                .operation
+                .outcome()
+                .is_some()
+            {
                 return Ok(());
             }
             tokio::time::sleep(STOP_EVERY).await;
         }
-        Err(ControllerError::Operation(format!("operation {id} does not stop; try again")))
+        Err(ControllerError::Operation(format!(
+            "operation {id} does not stop; try again"
+        )))
     }
 
     /// Runs an operation in the background.
@@ -205,7 +268,13 @@ impl Leader {
         for machine in &self.core.identity.machines {
             let (core, name) = (Arc::clone(&self.core), machine.spec.name.clone());
             agents.spawn(async move {
-                core.hub.order(&name, to_agent::Message::Shutdown(Shutdown {}), SHUTDOWN_WITHIN).await
+                core.hub
+                    .order(
+                        &name,
+                        to_agent::Message::Shutdown(Shutdown {}),
+                        SHUTDOWN_WITHIN,
+                    )
+                    .await
             });
         }
         // The warden ends those that do not answer.
@@ -230,7 +299,8 @@ impl Leader {
             self.core.apply(applied.clone()).await?;
         }
         if changed || !self.checks.run() {
-            self.checks.start(Arc::clone(&self.core), Arc::clone(&self.services), &applied);
+            self.checks
+                .start(Arc::clone(&self.core), Arc::clone(&self.services), &applied);
         }
         Ok(())
     }
@@ -256,12 +326,18 @@ impl Cell for LeaderCell {
     }
 
     fn turnup_request(&self, service: &ServiceName) -> Result<TurnupRequest, Refusal> {
-        let applied = self.0.core.applied().ok_or_else(|| Refusal::not_now("no specification was applied"))?;
+        let applied = self
+            .0
+            .core
+            .applied()
+            .ok_or_else(|| Refusal::not_now("no specification was applied"))?;
         self.0.services.turnup_request(&applied, service)
     }
 
     async fn prepare(&self) -> Result<(), Refusal> {
-        let Some(applied) = self.0.core.applied() else { return Err(Refusal::not_now("no specification was applied")) };
+        let Some(applied) = self.0.core.applied() else {
+            return Err(Refusal::not_now("no specification was applied"));
+        };
         let applied = self.0.install(applied.spec.clone()).await?;
         Ok(self.0.become_applied(applied).await?)
     }
@@ -272,9 +348,14 @@ impl Cell for LeaderCell {
         loop {
             let machines = &self.0.core.identity.machines;
             let silent = |name| hub.agent(name).is_none_or(|agent| !agent.synced);
-            let Some(missing) = machines.iter().find(|machine| silent(&machine.spec.name)) else { return Ok(()) };
+            let Some(missing) = machines.iter().find(|machine| silent(&machine.spec.name)) else {
+                return Ok(());
+            };
             let name = missing.spec.name.clone();
-            changes.changed().await.map_err(|_| Refusal::not_now(format!("the agent of {name} is not connected")))?;
+            changes
+                .changed()
+                .await
+                .map_err(|_| Refusal::not_now(format!("the agent of {name} is not connected")))?;
         }
     }
 

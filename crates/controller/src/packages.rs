@@ -14,8 +14,14 @@ use crate::ControllerError;
 use crate::core::Build;
 
 /// Installs every package of a cell. Blocking; idempotent.
-pub(crate) fn install(spec: &CellSpec, layout: &CellLayout) -> Result<BTreeMap<PackageName, Build>, ControllerError> {
-    spec.packages.iter().map(|package| Ok((package.name.clone(), one(package, layout)?))).collect()
+pub(crate) fn install(
+    spec: &CellSpec,
+    layout: &CellLayout,
+) -> Result<BTreeMap<PackageName, Build>, ControllerError> {
+    spec.packages
+        .iter()
+        .map(|package| Ok((package.name.clone(), one(package, layout)?)))
+        .collect()
 }
 
 fn one(package: &PackageSpec, layout: &CellLayout) -> Result<Build, ControllerError> {
@@ -23,23 +29,35 @@ fn one(package: &PackageSpec, layout: &CellLayout) -> Result<Build, ControllerEr
     match &package.source {
         PackageSource::Host { path } => {
             let hash = hash(path).map_err(|error| missing(name, path, &error))?;
-            Ok(Build { hash, path: path.clone() })
+            Ok(Build {
+                hash,
+                path: path.clone(),
+            })
         }
         PackageSource::Path { candidates } => {
-            let found = candidates.iter().find(|path| path.exists()).ok_or_else(|| {
-                let tried: Vec<String> = candidates.iter().map(|path| path.display().to_string()).collect();
-                ControllerError::Package(format!(
-                    "package {name}: there is nothing at {}; build it first (make build)",
-                    tried.join(" or ")
-                ))
-            })?;
+            let found = candidates
+                .iter()
+                .find(|path| path.exists())
+                .ok_or_else(|| {
+                    let tried: Vec<String> = candidates
+                        .iter()
+                        .map(|path| path.display().to_string())
+                        .collect();
+                    ControllerError::Package(format!(
+                        "package {name}: there is nothing at {}; build it first (make build)",
+                        tried.join(" or ")
+                    ))
+                })?;
             let hash = hash(found).map_err(|error| missing(name, found, &error))?;
             let short: String = hash.chars().take(16).collect();
             let target = layout.packages().join(format!("{name}-{short}"));
             let file = target.join(found.file_name().unwrap_or(std::ffi::OsStr::new("program")));
             if !file.exists() {
                 copy(found, &target, &file).map_err(|error| {
-                    ControllerError::Package(format!("package {name}: cannot install it at {}: {error}", file.display()))
+                    ControllerError::Package(format!(
+                        "package {name}: cannot install it at {}: {error}",
+                        file.display()
+                    ))
                 })?;
             }
             Ok(Build { hash, path: file })
@@ -48,14 +66,21 @@ fn one(package: &PackageSpec, layout: &CellLayout) -> Result<Build, ControllerEr
 }
 
 fn missing(name: &PackageName, path: &Path, error: &std::io::Error) -> ControllerError {
-    ControllerError::Package(format!("package {name}: cannot read {}: {error}", path.display()))
+    ControllerError::Package(format!(
+        "package {name}: cannot read {}: {error}",
+        path.display()
+    ))
 }
 
 /// SHA-256 over the relative names, modes and contents of a file or folder.
 fn hash(path: &Path) -> std::io::Result<String> {
     let mut digest = Sha256::new();
     add(&mut digest, path, Path::new(""))?;
-    Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(digest
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
 fn add(digest: &mut Sha256, path: &Path, name: &Path) -> std::io::Result<()> {
@@ -64,7 +89,11 @@ fn add(digest: &mut Sha256, path: &Path, name: &Path) -> std::io::Result<()> {
     digest.update([0]);
     if metadata.is_dir() {
         for entry in entries(path)? {
-            add(digest, &entry, &name.join(entry.file_name().unwrap_or_default()))?;
+            add(
+                digest,
+                &entry,
+                &name.join(entry.file_name().unwrap_or_default()),
+            )?;
         }
         return Ok(());
     }
@@ -80,7 +109,9 @@ fn add(digest: &mut Sha256, path: &Path, name: &Path) -> std::io::Result<()> {
 }
 
 fn entries(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let mut entries = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    let mut entries = fs::read_dir(folder)?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<std::io::Result<Vec<_>>>()?;
     entries.sort();
     Ok(entries)
 }
@@ -102,7 +133,10 @@ fn copy_all(from: &Path, to: &Path) -> std::io::Result<()> {
         fs::copy(from, to)?;
         // Readable by the tasks' user.
         let executable = fs::metadata(from)?.permissions().mode() & 0o111 != 0;
-        return fs::set_permissions(to, fs::Permissions::from_mode(if executable { 0o755 } else { 0o644 }));
+        return fs::set_permissions(
+            to,
+            fs::Permissions::from_mode(if executable { 0o755 } else { 0o644 }),
+        );
     }
     fs::create_dir_all(to)?;
     for entry in entries(from)? {
@@ -121,7 +155,9 @@ mod tests {
         PackageSpec {
             name: PackageName::new("app").unwrap(),
             version: "1".into(),
-            source: PackageSource::Path { candidates: vec!["/nonexistent/app".into(), path.to_owned()] },
+            source: PackageSource::Path {
+                candidates: vec!["/nonexistent/app".into(), path.to_owned()],
+            },
         }
     }
 
@@ -137,14 +173,23 @@ mod tests {
         fs::write(&program, "two").unwrap();
         let second = one(&package(&program), &layout).unwrap();
         assert_ne!(second.path, first.path);
-        assert_eq!(fs::read_to_string(&first.path).unwrap(), "one", "what runs does not change");
+        assert_eq!(
+            fs::read_to_string(&first.path).unwrap(),
+            "one",
+            "what runs does not change"
+        );
     }
 
     #[test]
     fn what_is_missing_is_named_with_everything_tried() {
         let folder = tempfile::tempdir().unwrap();
         let layout = CellLayout::new(folder.path(), folder.path());
-        let error = one(&package(&folder.path().join("nothing")), &layout).unwrap_err().to_string();
-        assert!(error.contains("/nonexistent/app or ") && error.contains("make build"), "{error}");
+        let error = one(&package(&folder.path().join("nothing")), &layout)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("/nonexistent/app or ") && error.contains("make build"),
+            "{error}"
+        );
     }
 }

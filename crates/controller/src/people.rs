@@ -3,12 +3,12 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use homeostat_api::Refusal;
 use homeostat_api::v1::cell_server::Cell;
 use homeostat_api::v1::{
-    ActReply, ActRequest, ApplyReply, ApplyRequest, CellEvent, DownReply, DownRequest, EventsRequest, SecretReply,
-    SecretRequest, StatusReply, StatusRequest, WhyReply, WhyRequest,
+    ActReply, ActRequest, ApplyReply, ApplyRequest, CellEvent, DownReply, DownRequest,
+    EventsRequest, SecretReply, SecretRequest, StatusReply, StatusRequest, WhyReply, WhyRequest,
 };
-use homeostat_api::Refusal;
 use homeostat_model::{CellSpec, MachineName, ServiceName};
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::Stream;
@@ -31,16 +31,22 @@ type Answer<T> = Result<Response<T>, Status>;
 impl Cell for People {
     async fn apply(&self, request: Request<ApplyRequest>) -> Answer<ApplyReply> {
         let request = request.into_inner();
-        let spec: CellSpec = serde_json::from_str(&request.spec_json)
-            .map_err(|error| Status::invalid_argument(format!("the specification cannot be read: {error}")))?;
-        let operation = self.0.turnup(spec, request.by).await.map_err(Refusal::from)?;
+        let spec: CellSpec = serde_json::from_str(&request.spec_json).map_err(|error| {
+            Status::invalid_argument(format!("the specification cannot be read: {error}"))
+        })?;
+        let operation = self
+            .0
+            .turnup(spec, request.by)
+            .await
+            .map_err(Refusal::from)?;
         Ok(Response::new(ApplyReply { operation }))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Answer<StatusReply> {
         let leader = &self.0;
         let status = status(&leader.core, &leader.services, &leader.checks).await;
-        let json = serde_json::to_string(&status).map_err(|error| Status::internal(error.to_string()))?;
+        let json =
+            serde_json::to_string(&status).map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(StatusReply { json }))
     }
 
@@ -55,7 +61,9 @@ impl Cell for People {
         let request = request.into_inner();
         // Subscribed before the list is read: nothing falls in between; what is in both is sent once.
         let live = self.0.core.events.follow();
-        let mut kept = events::read(&*self.0.core.store, request.after).await.map_err(Refusal::from)?;
+        let mut kept = events::read(&*self.0.core.store, request.after)
+            .await
+            .map_err(Refusal::from)?;
         let last = usize::try_from(request.last).unwrap_or(usize::MAX);
         if last > 0 && kept.len() > last {
             kept.drain(..kept.len() - last);
@@ -75,17 +83,28 @@ impl Cell for People {
         if self.0.core.service(&service).is_none() {
             return Err(unknown(&service));
         }
-        let first = self.0.core.identity.machines.first().map(|machine| machine.spec.name.clone());
+        let first = self
+            .0
+            .core
+            .identity
+            .machines
+            .first()
+            .map(|machine| machine.spec.name.clone());
         let machine = match request.machine.as_str() {
             "" => first.ok_or_else(|| Status::failed_precondition("the cell has no machine"))?,
-            name => MachineName::new(name).map_err(|error| Status::invalid_argument(error.to_string()))?,
+            name => MachineName::new(name)
+                .map_err(|error| Status::invalid_argument(error.to_string()))?,
         };
         let value = secret(&self.0.core, &service, &request.name, &machine).await?;
         Ok(Response::new(SecretReply { value }))
     }
 
     async fn down(&self, request: Request<DownRequest>) -> Answer<DownReply> {
-        let operation = self.0.turndown(request.into_inner().by).await.map_err(Refusal::from)?;
+        let operation = self
+            .0
+            .turndown(request.into_inner().by)
+            .await
+            .map_err(Refusal::from)?;
         Ok(Response::new(DownReply { operation }))
     }
 }
@@ -123,7 +142,9 @@ async fn follow(
                 }
             }
             Err(broadcast::error::RecvError::Lagged(missed)) => {
-                let note = Status::data_loss(format!("{missed} events came too fast; start again from the last one"));
+                let note = Status::data_loss(format!(
+                    "{missed} events came too fast; start again from the last one"
+                ));
                 drop(sender.send(Err(note)).await);
                 return;
             }

@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use homeostat_model::{Bytes, CellIdentity, Generation, MachineName, MilliCpu, Resources, ServiceName, TaskName};
+use homeostat_model::{
+    Bytes, CellIdentity, Generation, MachineName, MilliCpu, Resources, ServiceName, TaskName,
+};
 use homeostat_placement::{Apart, Assignment, Pool, PoolMachine, Readiness, Request, lint, place};
 use homeostat_store::{Op, Store, Txn, convenience};
 use serde::{Deserialize, Serialize};
@@ -46,13 +48,21 @@ impl Placements {
     pub(crate) async fn load(store: Arc<dyn Store>) -> Result<Self, ControllerError> {
         let mut known = BTreeMap::new();
         for item in convenience::list(&*store, keys::PLACEMENTS).await?.items {
-            let garbled = |error: String| ControllerError::Garbled { key: item.key.clone(), error };
+            let garbled = |error: String| ControllerError::Garbled {
+                key: item.key.clone(),
+                error,
+            };
             let name = item.key.trim_start_matches(keys::PLACEMENTS);
             let task = TaskName::new(name).map_err(|error| garbled(error.to_string()))?;
-            let stored: Stored = serde_json::from_slice(&item.value).map_err(|error| garbled(error.to_string()))?;
+            let stored: Stored =
+                serde_json::from_slice(&item.value).map_err(|error| garbled(error.to_string()))?;
             known.insert(task, read(stored));
         }
-        Ok(Self { store, known: Mutex::new(known), planning: AsyncMutex::new(()) })
+        Ok(Self {
+            store,
+            known: Mutex::new(known),
+            planning: AsyncMutex::new(()),
+        })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<TaskName, Assignment>> {
@@ -97,7 +107,9 @@ impl Placements {
         let requests: Vec<Request> = asks
             .into_iter()
             .map(|ask| Request {
-                last_generation: before.get(&ask.task).map_or(Generation(0), |place| place.generation),
+                last_generation: before
+                    .get(&ask.task)
+                    .map_or(Generation(0), |place| place.generation),
                 task: ask.task,
                 service: ask.service,
                 resources: ask.resources,
@@ -105,15 +117,25 @@ impl Placements {
                 apart: ask.apart,
             })
             .collect();
-        let pool = Pool { machines: machines(identity, hub), assignments: before.clone() };
+        let pool = Pool {
+            machines: machines(identity, hub),
+            assignments: before.clone(),
+        };
         let plan = place(&requests, &pool);
         if let Some(violation) = lint(&plan, &requests, &pool).into_iter().next() {
             return Err(ControllerError::BadPlan(format!("{violation:?}")));
         }
         let asked: BTreeSet<&TaskName> = requests.iter().map(|request| &request.task).collect();
         let mut txn = Txn::new();
-        for (task, place) in plan.assignments.iter().filter(|(task, _)| !before.contains_key(*task)) {
-            txn = txn.then(Op::put(keys::placement(task), serde_json::to_vec(&write(place)).unwrap_or_default()));
+        for (task, place) in plan
+            .assignments
+            .iter()
+            .filter(|(task, _)| !before.contains_key(*task))
+        {
+            txn = txn.then(Op::put(
+                keys::placement(task),
+                serde_json::to_vec(&write(place)).unwrap_or_default(),
+            ));
         }
         if !txn.then.is_empty() {
             self.store.txn(txn).await?;
@@ -125,12 +147,20 @@ impl Placements {
             .map(|(task, place)| (task.clone(), place.clone()))
             .collect();
         self.lock().extend(placed.clone());
-        Ok((placed, plan.pending.iter().map(|pending| (pending.task.clone(), pending.to_string())).collect()))
+        Ok((
+            placed,
+            plan.pending
+                .iter()
+                .map(|pending| (pending.task.clone(), pending.to_string()))
+                .collect(),
+        ))
     }
 
     pub(crate) async fn forget(&self, task: &TaskName) -> Result<(), ControllerError> {
         let _one_at_a_time = self.planning.lock().await;
-        self.store.txn(Txn::new().then(Op::delete(keys::placement(task)))).await?;
+        self.store
+            .txn(Txn::new().then(Op::delete(keys::placement(task))))
+            .await?;
         self.lock().remove(task);
         Ok(())
     }
@@ -143,11 +173,18 @@ fn machines(identity: &CellIdentity, hub: &Hub) -> BTreeMap<MachineName, PoolMac
         .map(|machine| {
             let readiness = match hub.agent(&machine.spec.name) {
                 Some(agent) if agent.synced => Readiness::Ready,
-                Some(_) => Readiness::NotReady { why: "its agent has not told yet what it runs".into() },
-                None => Readiness::NotReady { why: "its agent is not connected".into() },
+                Some(_) => Readiness::NotReady {
+                    why: "its agent has not told yet what it runs".into(),
+                },
+                None => Readiness::NotReady {
+                    why: "its agent is not connected".into(),
+                },
             };
-            let entry =
-                PoolMachine { rack: machine.spec.rack.clone(), capacity: machine.spec.capacity, readiness };
+            let entry = PoolMachine {
+                rack: machine.spec.rack.clone(),
+                capacity: machine.spec.capacity,
+                readiness,
+            };
             (machine.spec.name.clone(), entry)
         })
         .collect()
@@ -158,9 +195,16 @@ fn read(stored: Stored) -> Assignment {
         machine: stored.machine,
         generation: stored.generation,
         service: stored.service,
-        resources: Resources { cpu: stored.cpu, memory: stored.memory },
+        resources: Resources {
+            cpu: stored.cpu,
+            memory: stored.memory,
+        },
         fixed_ports: stored.ports,
-        apart: if stored.never_together == 1 { Apart::Always } else { Apart::Preferably },
+        apart: if stored.never_together == 1 {
+            Apart::Always
+        } else {
+            Apart::Preferably
+        },
     }
 }
 

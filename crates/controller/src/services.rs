@@ -36,16 +36,27 @@ pub(crate) struct Services {
 
 impl Services {
     pub(crate) fn new(core: Arc<Core>, external: Vec<ExternalAdmin>) -> Self {
-        Self { core, external, servers: Mutex::default() }
+        Self {
+            core,
+            external,
+            servers: Mutex::default(),
+        }
     }
 
     /// Serves the cell's side of the contract to every external admin server.
     pub(crate) fn serve_external(&self) -> Result<(), ControllerError> {
         for external in &self.external {
-            let handle = Arc::new(ScopedCell::new(Arc::clone(&self.core), external.service.clone()));
-            let incoming = uds::listen(&external.cell)
-                .map_err(|source| ControllerError::Listen { socket: external.cell.clone(), source })?;
-            let server = tonic::transport::Server::builder().add_service(CellHandleServer::new(ServeCell(handle)));
+            let handle = Arc::new(ScopedCell::new(
+                Arc::clone(&self.core),
+                external.service.clone(),
+            ));
+            let incoming =
+                uds::listen(&external.cell).map_err(|source| ControllerError::Listen {
+                    socket: external.cell.clone(),
+                    source,
+                })?;
+            let server = tonic::transport::Server::builder()
+                .add_service(CellHandleServer::new(ServeCell(handle)));
             tokio::spawn(async move { server.serve_with_incoming(incoming).await });
         }
         Ok(())
@@ -55,12 +66,18 @@ impl Services {
     pub(crate) fn admin(&self, name: &ServiceName) -> Option<Arc<dyn AdminServer>> {
         let spec = self.core.service(name)?;
         let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
-        let server = servers.entry(name.clone()).or_insert_with(|| self.make(&spec));
+        let server = servers
+            .entry(name.clone())
+            .or_insert_with(|| self.make(&spec));
         Some(Arc::clone(server))
     }
 
     fn make(&self, spec: &ServiceSpec) -> Arc<dyn AdminServer> {
-        if let Some(external) = self.external.iter().find(|external| external.service == spec.name) {
+        if let Some(external) = self
+            .external
+            .iter()
+            .find(|external| external.service == spec.name)
+        {
             return Arc::new(RemoteAdmin::new(uds::channel(&external.admin)));
         }
         let cell = Arc::new(ScopedCell::new(Arc::clone(&self.core), spec.name.clone()));
@@ -71,19 +88,32 @@ impl Services {
     }
 
     /// What a service's admin server is turned up with: its declaration, and for a job the build of its package.
-    pub(crate) fn turnup_request(&self, applied: &Applied, name: &ServiceName) -> Result<TurnupRequest, Refusal> {
+    pub(crate) fn turnup_request(
+        &self,
+        applied: &Applied,
+        name: &ServiceName,
+    ) -> Result<TurnupRequest, Refusal> {
         let spec = applied
             .spec
             .services
             .iter()
             .find(|service| service.name == *name)
             .ok_or_else(|| Refusal::not_found(format!("{name} is not a service of this cell")))?;
-        let mut value = serde_json::to_value(spec).map_err(|error| Refusal::internal(error.to_string()))?;
+        let mut value =
+            serde_json::to_value(spec).map_err(|error| Refusal::internal(error.to_string()))?;
         if let (ServiceKind::Job(job), Some(object)) = (&spec.kind, value.as_object_mut()) {
-            let hash = applied.builds.get(&job.task.package).map(|build| build.hash.clone()).unwrap_or_default();
+            let hash = applied
+                .builds
+                .get(&job.task.package)
+                .map(|build| build.hash.clone())
+                .unwrap_or_default();
             object.insert("package_hash".into(), hash.into());
         }
-        Ok(TurnupRequest { service: name.to_string(), spec_json: value.to_string(), term: self.core.term.0 })
+        Ok(TurnupRequest {
+            service: name.to_string(),
+            spec_json: value.to_string(),
+            term: self.core.term.0,
+        })
     }
 
     // ---- which services should be up
@@ -94,7 +124,10 @@ impl Services {
     }
 
     pub(crate) async fn unwant(&self, name: &ServiceName) -> Result<(), ControllerError> {
-        self.core.store.txn(Txn::new().then(Op::delete(keys::wanted(name)))).await?;
+        self.core
+            .store
+            .txn(Txn::new().then(Op::delete(keys::wanted(name))))
+            .await?;
         Ok(())
     }
 
@@ -102,7 +135,9 @@ impl Services {
     /// run on with nobody who knows of it. (A service that was taken down may be dropped; its data and its place stay.)
     pub(crate) async fn may_become(&self, spec: &CellSpec) -> Result<(), ControllerError> {
         let new = |name: &ServiceName| spec.services.iter().find(|service| service.name == *name);
-        let wanted = convenience::list(&*self.core.store, keys::WANTED).await?.items;
+        let wanted = convenience::list(&*self.core.store, keys::WANTED)
+            .await?
+            .items;
         let dropped: Vec<ServiceName> = wanted
             .iter()
             .filter_map(|item| ServiceName::new(item.key.trim_start_matches(keys::WANTED)).ok())
@@ -113,8 +148,9 @@ impl Services {
         }
         let before = self.core.applied();
         for service in before.iter().flat_map(|applied| &applied.spec.services) {
-            let other = new(&service.name)
-                .is_some_and(|new| std::mem::discriminant(&new.kind) != std::mem::discriminant(&service.kind));
+            let other = new(&service.name).is_some_and(|new| {
+                std::mem::discriminant(&new.kind) != std::mem::discriminant(&service.kind)
+            });
             if other {
                 return Err(ControllerError::OtherKind(service.name.clone()));
             }
@@ -124,10 +160,21 @@ impl Services {
 
     /// A new leader brings back what should be up; the calls are idempotent and nobody waits for them here.
     pub(crate) async fn resume(&self) -> Result<(), ControllerError> {
-        let Some(applied) = self.core.applied() else { return Ok(()) };
-        for item in convenience::list(&*self.core.store, keys::WANTED).await?.items {
-            let Ok(name) = ServiceName::new(item.key.trim_start_matches(keys::WANTED)) else { continue };
-            let (Some(admin), Ok(request)) = (self.admin(&name), self.turnup_request(&applied, &name)) else { continue };
+        let Some(applied) = self.core.applied() else {
+            return Ok(());
+        };
+        for item in convenience::list(&*self.core.store, keys::WANTED)
+            .await?
+            .items
+        {
+            let Ok(name) = ServiceName::new(item.key.trim_start_matches(keys::WANTED)) else {
+                continue;
+            };
+            let (Some(admin), Ok(request)) =
+                (self.admin(&name), self.turnup_request(&applied, &name))
+            else {
+                continue;
+            };
             tokio::spawn(async move { admin.turnup(request).await });
         }
         Ok(())

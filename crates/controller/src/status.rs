@@ -72,7 +72,12 @@ pub(crate) async fn status(core: &Core, services: &Services, checks: &Checks) ->
     for spec in applied.iter().flat_map(|applied| &applied.spec.services) {
         let admin = services.admin(&spec.name);
         let seen = match admin {
-            Some(admin) => admin.inspect(InspectRequest { service: spec.name.to_string() }).await.ok(),
+            Some(admin) => admin
+                .inspect(InspectRequest {
+                    service: spec.name.to_string(),
+                })
+                .await
+                .ok(),
             None => None,
         };
         let (state, waits_for) = match &seen {
@@ -90,7 +95,11 @@ pub(crate) async fn status(core: &Core, services: &Services, checks: &Checks) ->
         machines.sort();
         machines.dedup();
         let has_endpoint = core.hub.endpoints().contains_key(spec.name.as_str());
-        let first = core.identity.machines.first().map(|machine| machine.spec.name.clone());
+        let first = core
+            .identity
+            .machines
+            .first()
+            .map(|machine| machine.spec.name.clone());
         service_rows.push(ServiceStatus {
             name: spec.name.to_string(),
             owner: spec.owner.clone(),
@@ -134,7 +143,9 @@ fn machines(core: &Core) -> Vec<MachineStatus> {
                     None => "silent",
                 },
                 agent_pid: agent.map(|agent| agent.pid),
-                endpoint_pid: endpoint.map(|(_, report)| report.pid).filter(|pid| *pid != 0),
+                endpoint_pid: endpoint
+                    .map(|(_, report)| report.pid)
+                    .filter(|pid| *pid != 0),
             }
         })
         .collect()
@@ -147,16 +158,23 @@ fn tasks(core: &Core) -> Vec<TaskStatus> {
         .into_iter()
         .map(|(name, place)| {
             let event = observed.iter().find(|event| event.task == name.as_str());
-            let state = event
-                .and_then(task_state)
-                .unwrap_or(TaskState::Pending { why: format!("{} has not reported it", place.machine) });
+            let state = event.and_then(task_state).unwrap_or(TaskState::Pending {
+                why: format!("{} has not reported it", place.machine),
+            });
             TaskStatus {
-                logs: core.layout.machine(&place.machine).task_logs(&name).display().to_string(),
+                logs: core
+                    .layout
+                    .machine(&place.machine)
+                    .task_logs(&name)
+                    .display()
+                    .to_string(),
                 name: name.to_string(),
                 service: place.service.to_string(),
                 machine: place.machine.to_string(),
                 pid: state.pid(),
-                supervisor_pid: event.map(|event| event.supervisor_pid).filter(|pid| *pid != 0),
+                supervisor_pid: event
+                    .map(|event| event.supervisor_pid)
+                    .filter(|pid| *pid != 0),
                 why: match &state {
                     TaskState::Pending { why } => why.clone(),
                     TaskState::Exited { cause } => cause.to_string(),
@@ -166,7 +184,9 @@ fn tasks(core: &Core) -> Vec<TaskStatus> {
                     | TaskState::Lost => String::new(),
                 },
                 state: state.word(),
-                ports: event.map(|event| event.ports.clone().into_iter().collect()).unwrap_or_default(),
+                ports: event
+                    .map(|event| event.ports.clone().into_iter().collect())
+                    .unwrap_or_default(),
                 address: event.map(|event| event.address.clone()).unwrap_or_default(),
             }
         })

@@ -1,7 +1,7 @@
 //! Explains: where something is, how it is, and what it waits for, down to the root.
 
-use homeostat_api::v1::{ActRequest, CellEvent, WhyReply};
 use homeostat_api::Refusal;
+use homeostat_api::v1::{ActRequest, CellEvent, WhyReply};
 use homeostat_model::{ServiceName, TaskName};
 use serde_json::{Value, json};
 
@@ -49,11 +49,17 @@ pub(crate) async fn why(leader: &Leader, name: &str) -> Result<WhyReply, Refusal
             lines.push(format!("  {}  {}", clock(event.at_unix_ms), event.text));
         }
     }
-    Ok(WhyReply { text: lines.join("\n"), json: detail.to_string() })
+    Ok(WhyReply {
+        text: lines.join("\n"),
+        json: detail.to_string(),
+    })
 }
 
 fn row<'a>(status: &'a Value, list: &str, name: &str) -> Option<&'a Value> {
-    status[list].as_array()?.iter().find(|row| row["name"] == name)
+    status[list]
+        .as_array()?
+        .iter()
+        .find(|row| row["name"] == name)
 }
 
 fn text<'a>(row: &'a Value, field: &str) -> &'a str {
@@ -67,37 +73,86 @@ fn explain_service(status: &Value, service: &Value, lines: &mut Vec<String>) {
         lines.push(format!("  it waits for {}", text(service, "waits_for")));
     }
     if let Some(endpoint) = service["endpoint"].as_str() {
-        lines.push(format!("  clients reach it at {endpoint}, and at the same port of every machine"));
+        lines.push(format!(
+            "  clients reach it at {endpoint}, and at the same port of every machine"
+        ));
     }
-    for task in status["tasks"].as_array().into_iter().flatten().filter(|task| task["service"] == name) {
-        let line = format!("  {} is {} on {} {}", text(task, "name"), text(task, "state"), text(task, "machine"), text(task, "why"));
+    for task in status["tasks"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|task| task["service"] == name)
+    {
+        let line = format!(
+            "  {} is {} on {} {}",
+            text(task, "name"),
+            text(task, "state"),
+            text(task, "machine"),
+            text(task, "why")
+        );
         lines.push(line.trim_end().to_owned());
     }
-    for check in status["checks"].as_array().into_iter().flatten().filter(|check| check["about"] == name) {
+    for check in status["checks"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|check| check["about"] == name)
+    {
         explain_check(status, check, 1, lines);
     }
 }
 
 fn explain_task(leader: &Leader, task: &Value, lines: &mut Vec<String>) {
-    lines.push(format!("task {} is {} on {}", text(task, "name"), text(task, "state"), text(task, "machine")));
+    lines.push(format!(
+        "task {} is {} on {}",
+        text(task, "name"),
+        text(task, "state"),
+        text(task, "machine")
+    ));
     if !text(task, "why").is_empty() {
         lines.push(format!("  {}", text(task, "why")));
     }
-    let place = TaskName::new(text(task, "name")).ok().and_then(|name| leader.core.placements.of(&name));
+    let place = TaskName::new(text(task, "name"))
+        .ok()
+        .and_then(|name| leader.core.placements.of(&name));
     if let Some(place) = place {
-        lines.push(format!("  it was placed there with generation {}", place.generation));
+        lines.push(format!(
+            "  it was placed there with generation {}",
+            place.generation
+        ));
     }
     if let Some(pid) = task["pid"].as_u64() {
-        lines.push(format!("  pid {pid}, supervisor {}", task["supervisor_pid"]));
+        lines.push(format!(
+            "  pid {pid}, supervisor {}",
+            task["supervisor_pid"]
+        ));
     }
-    lines.push(format!("  logs: homeostat logs {} ({})", text(task, "name"), text(task, "logs")));
+    lines.push(format!(
+        "  logs: homeostat logs {} ({})",
+        text(task, "name"),
+        text(task, "logs")
+    ));
 }
 
 fn explain_machine(status: &Value, machine: &Value, lines: &mut Vec<String>) {
     let name = text(machine, "name");
-    lines.push(format!("machine {name} (rack {}, {}) is {}", text(machine, "rack"), text(machine, "address"), text(machine, "state")));
-    for task in status["tasks"].as_array().into_iter().flatten().filter(|task| task["machine"] == name) {
-        lines.push(format!("  {} is {}", text(task, "name"), text(task, "state")));
+    lines.push(format!(
+        "machine {name} (rack {}, {}) is {}",
+        text(machine, "rack"),
+        text(machine, "address"),
+        text(machine, "state")
+    ));
+    for task in status["tasks"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|task| task["machine"] == name)
+    {
+        lines.push(format!(
+            "  {} is {}",
+            text(task, "name"),
+            text(task, "state")
+        ));
     }
 }
 
@@ -112,7 +167,12 @@ fn explain_check(status: &Value, check: &Value, depth: usize, lines: &mut Vec<St
         if !text(check, "seen").is_empty() {
             lines.push(format!("{indent}  seen     {}", text(check, "seen")));
         }
-        for cause in check["blocked_by"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        for cause in check["blocked_by"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+        {
             // Root causes are never blocked themselves, so this ends.
             match row(status, "checks", cause) {
                 Some(root) if depth < 4 => explain_check(status, root, depth + 1, lines),
@@ -126,12 +186,21 @@ fn explain_check(status: &Value, check: &Value, depth: usize, lines: &mut Vec<St
 async fn last_change(leader: &Leader, name: &str) -> Option<(String, Value)> {
     let service = ServiceName::new(name).ok()?;
     let admin = leader.services.admin(&service)?;
-    let request = ActRequest { service: name.to_owned(), verb: "explain".into(), ..ActRequest::default() };
+    let request = ActRequest {
+        service: name.to_owned(),
+        verb: "explain".into(),
+        ..ActRequest::default()
+    };
     let reply = admin.act(request).await.ok()?;
-    Some((reply.text, serde_json::from_str(&reply.detail_json).unwrap_or(Value::Null)))
+    Some((
+        reply.text,
+        serde_json::from_str(&reply.detail_json).unwrap_or(Value::Null),
+    ))
 }
 
 fn clock(at_unix_ms: u64) -> String {
-    let at = i64::try_from(at_unix_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    let at = i64::try_from(at_unix_ms)
+        .ok()
+        .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
     at.map_or_else(String::new, |at| at.strftime("%H:%M:%S%.3f").to_string())
 }

@@ -9,13 +9,26 @@ pub(crate) fn launch(spec: &JobSpec) -> Launch {
     Launch {
         package: task.package.to_string(),
         command: task.command.clone(),
-        env: task.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        env: task
+            .env
+            .iter()
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect(),
         files: task
             .files
             .iter()
-            .map(|file| (file.path.to_string_lossy().into_owned(), file.content.clone()))
+            .map(|file| {
+                (
+                    file.path.to_string_lossy().into_owned(),
+                    file.content.clone(),
+                )
+            })
             .collect(),
-        ports: task.ports.iter().map(|(name, port)| (name.to_string(), port.map_or(0, u32::from))).collect(),
+        ports: task
+            .ports
+            .iter()
+            .map(|(name, port)| (name.to_string(), port.map_or(0, u32::from)))
+            .collect(),
         resources: Some(resources(spec)),
         user: match &task.user {
             TaskUser::Cell => "cell".to_owned(),
@@ -29,13 +42,23 @@ pub(crate) fn launch(spec: &JobSpec) -> Launch {
 }
 
 pub(crate) fn resources(spec: &JobSpec) -> Resources {
-    Resources { cpu_milli: spec.task.resources.cpu.0, memory_bytes: spec.task.resources.memory.0 }
+    Resources {
+        cpu_milli: spec.task.resources.cpu.0,
+        memory_bytes: spec.task.resources.memory.0,
+    }
 }
 
 /// Names what a task was started from: two tasks with the same fingerprint need no replacement. `package` is the
 /// content hash of the package, so that a new build under the same name is seen.
 pub(crate) fn fingerprint(spec: &JobSpec, package: &str) -> String {
     let text = serde_json::to_vec(&spec.task).unwrap_or_default();
-    let digest = Sha256::new().chain_update(&text).chain_update(package.as_bytes()).finalize();
-    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    let digest = Sha256::new()
+        .chain_update(&text)
+        .chain_update(package.as_bytes())
+        .finalize();
+    digest
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }

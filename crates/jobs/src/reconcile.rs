@@ -57,7 +57,9 @@ impl Seen {
     pub(crate) fn new() -> Self {
         Self {
             placed: None,
-            state: TaskState::Pending { why: "not placed yet".into() },
+            state: TaskState::Pending {
+                why: "not placed yet".into(),
+            },
             fingerprint: None,
             failures: 0,
             started: None,
@@ -103,7 +105,9 @@ pub(crate) fn reconcile(wish: &Wish, seen: &BTreeMap<TaskName, Seen>, now: Now) 
             continue;
         }
         match &task.state {
-            TaskState::Starting | TaskState::Running { .. } => actions.push(Action::Stop(name.clone())),
+            TaskState::Starting | TaskState::Running { .. } => {
+                actions.push(Action::Stop(name.clone()))
+            }
             TaskState::Stopping { .. } => {}
             // A job turned down keeps its placements, so that its data is found again; a smaller job gives them up.
             TaskState::Pending { .. } | TaskState::Exited { .. } | TaskState::Lost => {
@@ -140,7 +144,9 @@ enum Start {
 
 fn start_at(wanted: &Wanted, task: &Seen) -> Start {
     let again = match (&task.state, wanted.restart) {
-        (TaskState::Exited { cause }, RestartPolicy::OnFailure) => !matches!(cause, ExitCause::Code { code: 0 }),
+        (TaskState::Exited { cause }, RestartPolicy::OnFailure) => {
+            !matches!(cause, ExitCause::Code { code: 0 })
+        }
         (TaskState::Exited { .. } | TaskState::Lost, RestartPolicy::Never) => false,
         (
             TaskState::Pending { .. }
@@ -164,7 +170,9 @@ fn start_at(wanted: &Wanted, task: &Seen) -> Start {
 fn pause(failures: u32) -> Duration {
     match failures {
         0 | 1 => Duration::ZERO,
-        n => FIRST_PAUSE.saturating_mul(1 << (n - 2).min(16)).min(LONGEST_PAUSE),
+        n => FIRST_PAUSE
+            .saturating_mul(1 << (n - 2).min(16))
+            .min(LONGEST_PAUSE),
     }
 }
 
@@ -178,15 +186,23 @@ fn replace_one(wanted: &Wanted, seen: &BTreeMap<TaskName, Seen>) -> Option<Actio
         .tasks
         .iter()
         .find(|name| {
-            seen.get(*name).is_some_and(|task| task.fingerprint.as_deref() != Some(wanted.fingerprint.as_str()))
+            seen.get(*name).is_some_and(|task| {
+                task.fingerprint.as_deref() != Some(wanted.fingerprint.as_str())
+            })
         })
         .map(|name| Action::Stop(name.clone()))
 }
 
 /// Failures in a row after an exit at `now`.
 pub(crate) fn failures_after(task: &Seen, now: Now) -> u32 {
-    let lived = task.started.map_or(Duration::ZERO, |started| now.0.saturating_sub(started.0));
-    if lived >= SETTLED { 1 } else { task.failures.saturating_add(1) }
+    let lived = task
+        .started
+        .map_or(Duration::ZERO, |started| now.0.saturating_sub(started.0));
+    if lived >= SETTLED {
+        1
+    } else {
+        task.failures.saturating_add(1)
+    }
 }
 
 #[cfg(test)]
@@ -199,12 +215,19 @@ mod tests {
     }
 
     fn wanted(tasks: u32, restart: RestartPolicy) -> Wanted {
-        Wanted { tasks: (0..tasks).map(name).collect(), fingerprint: "a".into(), restart }
+        Wanted {
+            tasks: (0..tasks).map(name).collect(),
+            fingerprint: "a".into(),
+            restart,
+        }
     }
 
     fn task(state: TaskState) -> Seen {
         Seen {
-            placed: Some(Placed { machine: "m1".into(), generation: 1 }),
+            placed: Some(Placed {
+                machine: "m1".into(),
+                generation: 1,
+            }),
             state,
             fingerprint: Some("a".into()),
             ..Seen::new()
@@ -215,7 +238,9 @@ mod tests {
     const NOW: Now = Now(Duration::from_secs(100));
 
     fn failed() -> TaskState {
-        TaskState::Exited { cause: ExitCause::Signal { signal: 9 } }
+        TaskState::Exited {
+            cause: ExitCause::Signal { signal: 9 },
+        }
     }
 
     #[test]
@@ -223,14 +248,23 @@ mod tests {
         let mut seen = BTreeMap::from([(name(0), Seen::new())]);
         let wanted = Wish::Up(wanted(1, RestartPolicy::Always));
         assert_eq!(reconcile(&wanted, &seen, NOW), [Action::Place(name(0))]);
-        seen.insert(name(0), Seen { placed: task(RUNS).placed, ..Seen::new() });
+        seen.insert(
+            name(0),
+            Seen {
+                placed: task(RUNS).placed,
+                ..Seen::new()
+            },
+        );
         assert_eq!(reconcile(&wanted, &seen, NOW), [Action::Start(name(0))]);
     }
 
     #[test]
     fn what_is_as_wanted_is_left_alone() {
         let seen = BTreeMap::from([(name(0), task(RUNS)), (name(1), task(RUNS))]);
-        assert_eq!(reconcile(&Wish::Up(wanted(2, RestartPolicy::Always)), &seen, NOW), []);
+        assert_eq!(
+            reconcile(&Wish::Up(wanted(2, RestartPolicy::Always)), &seen, NOW),
+            []
+        );
     }
 
     #[test]
@@ -241,7 +275,9 @@ mod tests {
 
     #[test]
     fn restarts_follow_the_policy() {
-        let done = TaskState::Exited { cause: ExitCause::Code { code: 0 } };
+        let done = TaskState::Exited {
+            cause: ExitCause::Code { code: 0 },
+        };
         let start = vec![Action::Start(name(0))];
         for (policy, state, expect) in [
             (RestartPolicy::Always, done.clone(), start.clone()),
@@ -253,7 +289,11 @@ mod tests {
             (RestartPolicy::Never, TaskState::Lost, vec![]),
         ] {
             let seen = BTreeMap::from([(name(0), task(state.clone()))]);
-            assert_eq!(reconcile(&Wish::Up(wanted(1, policy)), &seen, NOW), expect, "{policy:?} after {state:?}");
+            assert_eq!(
+                reconcile(&Wish::Up(wanted(1, policy)), &seen, NOW),
+                expect,
+                "{policy:?} after {state:?}"
+            );
         }
     }
 
@@ -266,10 +306,20 @@ mod tests {
         crashed.ended = Some(NOW);
         let seen = BTreeMap::from([(name(0), crashed.clone())]);
         let at = Now(NOW.0 + Duration::from_millis(400));
-        assert_eq!(reconcile(&Wish::Up(wanted(1, RestartPolicy::Always)), &seen, NOW), [Action::LookAgain(at)]);
-        assert_eq!(reconcile(&Wish::Up(wanted(1, RestartPolicy::Always)), &seen, at), [Action::Start(name(0))]);
+        assert_eq!(
+            reconcile(&Wish::Up(wanted(1, RestartPolicy::Always)), &seen, NOW),
+            [Action::LookAgain(at)]
+        );
+        assert_eq!(
+            reconcile(&Wish::Up(wanted(1, RestartPolicy::Always)), &seen, at),
+            [Action::Start(name(0))]
+        );
         crashed.started = Some(Now(Duration::from_secs(1)));
-        assert_eq!(failures_after(&crashed, NOW), 1, "it had run for long: this is a first failure");
+        assert_eq!(
+            failures_after(&crashed, NOW),
+            1,
+            "it had run for long: this is a first failure"
+        );
     }
 
     #[test]
@@ -280,7 +330,11 @@ mod tests {
         let wanted = Wish::Up(wanted);
         assert_eq!(reconcile(&wanted, &seen, NOW), [Action::Stop(name(0))]);
         seen.insert(name(0), task(failed()));
-        assert_eq!(reconcile(&wanted, &seen, NOW), [Action::Start(name(0))], "the other one waits");
+        assert_eq!(
+            reconcile(&wanted, &seen, NOW),
+            [Action::Start(name(0))],
+            "the other one waits"
+        );
     }
 
     #[test]

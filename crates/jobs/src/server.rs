@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use homeostat_api::v1::{
-    ActReply, ActRequest, Apart, ChecksReply, ChecksRequest, DescribeReply, DescribeRequest, EndpointTarget,
-    ForgetRequest, HelloRequest, InspectReply, InspectRequest, OnChange, PlaceRequest, PlaceTask,
-    PrepareEvictionReply, PrepareEvictionRequest, ReadRequest, RolloutReply, RolloutRequest, ServiceState,
-    SetEndpointRequest, StartRequest, StopRequest, TaskEvent, TurndownReply, TurndownRequest, TurnupReply,
-    TurnupRequest, WatchRequest, WriteRequest,
+    ActReply, ActRequest, Apart, ChecksReply, ChecksRequest, DescribeReply, DescribeRequest,
+    EndpointTarget, ForgetRequest, HelloRequest, InspectReply, InspectRequest, OnChange,
+    PlaceRequest, PlaceTask, PrepareEvictionReply, PrepareEvictionRequest, ReadRequest,
+    RolloutReply, RolloutRequest, ServiceState, SetEndpointRequest, StartRequest, StopRequest,
+    TaskEvent, TurndownReply, TurndownRequest, TurnupReply, TurnupRequest, WatchRequest,
+    WriteRequest,
 };
 use homeostat_api::{AdminServer, CellHandle, Refusal, RefusalKind, TaskEvents};
 use homeostat_model::{JobSpec, ServiceKind, ServiceName, ServiceSpec, TaskName, TaskState};
@@ -50,7 +51,10 @@ enum Command {
     /// The cell's word on what is wanted. Answered when what is published takes it into account: before that, a view of
     /// earlier times would be taken for the answer.
     Want(Wanting, oneshot::Sender<()>),
-    Finished { task: TaskName, outcome: Finished },
+    Finished {
+        task: TaskName,
+        outcome: Finished,
+    },
 }
 
 enum Wanting {
@@ -83,7 +87,10 @@ impl JobServer {
     /// Starts the loop; nothing happens before `turnup`.
     pub fn new(service: ServiceName, cell: Arc<dyn CellHandle>) -> Self {
         let (commands, queue) = mpsc::channel(QUEUE);
-        let (publish, view) = watch::channel(View { state: ServiceState::Down, waits_for: String::new() });
+        let (publish, view) = watch::channel(View {
+            state: ServiceState::Down,
+            waits_for: String::new(),
+        });
         let server = Loop {
             service: service.clone(),
             cell,
@@ -105,13 +112,20 @@ impl JobServer {
             started_revision: 0,
         };
         tokio::spawn(server.run(queue));
-        Self { commands, view, service }
+        Self {
+            commands,
+            view,
+            service,
+        }
     }
 
     async fn want(&self, wanting: Wanting) -> Result<(), Refusal> {
         let ended = || Refusal::internal(format!("{}'s loop ended", self.service));
         let (heard, answer) = oneshot::channel();
-        self.commands.send(Command::Want(wanting, heard)).await.map_err(|_| ended())?;
+        self.commands
+            .send(Command::Want(wanting, heard))
+            .await
+            .map_err(|_| ended())?;
         answer.await.map_err(|_| ended())
     }
 
@@ -124,13 +138,18 @@ impl JobServer {
     }
 
     async fn up(&self, spec_json: &str) -> Result<(), Refusal> {
-        let bad = |error: serde_json::Error| Refusal::bad_request(format!("{}: {error}", self.service));
+        let bad =
+            |error: serde_json::Error| Refusal::bad_request(format!("{}: {error}", self.service));
         let spec: ServiceSpec = serde_json::from_str(spec_json).map_err(bad)?;
         let build: Build = serde_json::from_str(spec_json).map_err(bad)?;
         if !matches!(spec.kind, ServiceKind::Job(_)) {
-            return Err(Refusal::bad_request(format!("{} is not a job", self.service)));
+            return Err(Refusal::bad_request(format!(
+                "{} is not a job",
+                self.service
+            )));
         }
-        self.want(Wanting::Up(Box::new(spec), build.package_hash)).await?;
+        self.want(Wanting::Up(Box::new(spec), build.package_hash))
+            .await?;
         self.until(ServiceState::Up).await
     }
 }
@@ -138,7 +157,11 @@ impl JobServer {
 #[async_trait]
 impl AdminServer for JobServer {
     async fn describe(&self, _: DescribeRequest) -> Result<DescribeReply, Refusal> {
-        Ok(DescribeReply { kind: "job".into(), version: env!("CARGO_PKG_VERSION").into(), actions: Vec::new() })
+        Ok(DescribeReply {
+            kind: "job".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            actions: Vec::new(),
+        })
     }
 
     async fn turnup(&self, request: TurnupRequest) -> Result<TurnupReply, Refusal> {
@@ -153,10 +176,15 @@ impl AdminServer for JobServer {
     }
 
     async fn checks(&self, _: ChecksRequest) -> Result<ChecksReply, Refusal> {
-        Ok(ChecksReply { check_json: Vec::new() })
+        Ok(ChecksReply {
+            check_json: Vec::new(),
+        })
     }
 
-    async fn prepare_eviction(&self, _: PrepareEvictionRequest) -> Result<PrepareEvictionReply, Refusal> {
+    async fn prepare_eviction(
+        &self,
+        _: PrepareEvictionRequest,
+    ) -> Result<PrepareEvictionReply, Refusal> {
         // No task of a plain job has a role that another one would have to take first.
         Ok(PrepareEvictionReply {})
     }
@@ -164,16 +192,25 @@ impl AdminServer for JobServer {
     async fn rollout(&self, request: RolloutRequest) -> Result<RolloutReply, Refusal> {
         let before = self.view.borrow().state;
         self.up(&request.spec_json).await?;
-        Ok(RolloutReply { replaced: u32::from(before == ServiceState::Up) })
+        Ok(RolloutReply {
+            replaced: u32::from(before == ServiceState::Up),
+        })
     }
 
     async fn inspect(&self, _: InspectRequest) -> Result<InspectReply, Refusal> {
         let view = self.view.borrow().clone();
-        Ok(InspectReply { state: view.state as i32, waits_for: view.waits_for, detail_json: String::new() })
+        Ok(InspectReply {
+            state: view.state as i32,
+            waits_for: view.waits_for,
+            detail_json: String::new(),
+        })
     }
 
     async fn act(&self, request: ActRequest) -> Result<ActReply, Refusal> {
-        Err(Refusal::bad_request(format!("a plain job has no action '{}'", request.verb)))
+        Err(Refusal::bad_request(format!(
+            "a plain job has no action '{}'",
+            request.verb
+        )))
     }
 }
 
@@ -214,7 +251,9 @@ impl Loop {
 
     async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
         loop {
-            let Some(mut events) = self.attach(&queue).await else { return };
+            let Some(mut events) = self.attach(&queue).await else {
+                return;
+            };
             loop {
                 let wake = self.act().into_iter().chain(self.endpoint_again).min();
                 tokio::select! {
@@ -238,9 +277,25 @@ impl Loop {
     async fn attach(&mut self, queue: &mpsc::Receiver<Command>) -> Option<TaskEvents> {
         let service = self.service.to_string();
         while !(queue.is_closed() && queue.is_empty()) {
-            let hello = self.cell.hello(HelloRequest { service: service.clone() }).await;
-            let read = self.cell.read(ReadRequest { service: service.clone(), key: STARTED.into() }).await;
-            let watch = self.cell.watch(WatchRequest { service: service.clone() }).await;
+            let hello = self
+                .cell
+                .hello(HelloRequest {
+                    service: service.clone(),
+                })
+                .await;
+            let read = self
+                .cell
+                .read(ReadRequest {
+                    service: service.clone(),
+                    key: STARTED.into(),
+                })
+                .await;
+            let watch = self
+                .cell
+                .watch(WatchRequest {
+                    service: service.clone(),
+                })
+                .await;
             if let (Ok(hello), Ok(read), Ok(mut events)) = (hello, read, watch) {
                 self.term = hello.term;
                 self.started = serde_json::from_slice(&read.value).unwrap_or_default();
@@ -259,10 +314,15 @@ impl Loop {
 
     fn seen(&mut self, event: &TaskEvent) {
         let now = self.now();
-        let Ok(name) = TaskName::new(event.task.clone()) else { return };
-        let Ok(state) = serde_json::from_str::<TaskState>(&event.state_json) else { return };
+        let Ok(name) = TaskName::new(event.task.clone()) else {
+            return;
+        };
+        let Ok(state) = serde_json::from_str::<TaskState>(&event.state_json) else {
+            return;
+        };
         let task = self.tasks.entry(name.clone()).or_insert_with(Seen::new);
-        let fell = task.runs() || matches!(task.state, TaskState::Starting | TaskState::Stopping { .. });
+        let fell =
+            task.runs() || matches!(task.state, TaskState::Starting | TaskState::Stopping { .. });
         match &state {
             TaskState::Running { .. } if !task.runs() => task.started = Some(now),
             TaskState::Exited { .. } | TaskState::Lost if fell => {
@@ -282,8 +342,12 @@ impl Loop {
         }
         task.state = state;
         if !event.machine.is_empty() {
-            task.placed = Some(Placed { machine: event.machine.clone(), generation: event.generation });
-            self.addresses.insert(name.clone(), (event.address.clone(), event.ports.clone()));
+            task.placed = Some(Placed {
+                machine: event.machine.clone(),
+                generation: event.generation,
+            });
+            self.addresses
+                .insert(name.clone(), (event.address.clone(), event.ports.clone()));
         }
         if task.fingerprint.is_none() {
             task.fingerprint = self.started.0.get(&name).cloned();
@@ -305,9 +369,12 @@ impl Loop {
     fn want(&mut self, wanting: Wanting) {
         match wanting {
             Wanting::Up(spec, package_hash) => {
-                let ServiceKind::Job(job) = spec.kind else { return };
-                let tasks: Vec<TaskName> =
-                    (0..job.tasks).filter_map(|n| TaskName::of(&self.service, n).ok()).collect();
+                let ServiceKind::Job(job) = spec.kind else {
+                    return;
+                };
+                let tasks: Vec<TaskName> = (0..job.tasks)
+                    .filter_map(|n| TaskName::of(&self.service, n).ok())
+                    .collect();
                 for task in &tasks {
                     self.tasks.entry(task.clone()).or_insert_with(Seen::new);
                 }
@@ -324,7 +391,9 @@ impl Loop {
 
     async fn finished(&mut self, name: TaskName, outcome: Finished) {
         let now = self.now();
-        let Some(task) = self.tasks.get_mut(&name) else { return };
+        let Some(task) = self.tasks.get_mut(&name) else {
+            return;
+        };
         if let Finished::Rested(order) = &outcome
             && self.orders.get(&name) != Some(order)
         {
@@ -360,7 +429,9 @@ impl Loop {
             Finished::Rested(_) => {}
             Finished::Refused(refusal) => {
                 if task.over() {
-                    task.state = TaskState::Pending { why: refusal.message };
+                    task.state = TaskState::Pending {
+                        why: refusal.message,
+                    };
                 }
                 match refusal.kind {
                     // Nothing is wrong with the task: it is tried again as soon as what it lacks may be there.
@@ -377,14 +448,23 @@ impl Loop {
 
     /// Keeps a task quiet for a moment.
     fn retry_later(&mut self, name: TaskName) {
-        let Some(task) = self.tasks.get_mut(&name) else { return };
+        let Some(task) = self.tasks.get_mut(&name) else {
+            return;
+        };
         task.busy = true;
         let results = self.results.clone();
         let order = self.orders.get(&name).copied().unwrap_or(0);
         tokio::spawn(async move {
             tokio::time::sleep(AGAIN).await;
             if let Some(results) = results.upgrade() {
-                drop(results.send(Command::Finished { task: name, outcome: Finished::Rested(order) }).await);
+                drop(
+                    results
+                        .send(Command::Finished {
+                            task: name,
+                            outcome: Finished::Rested(order),
+                        })
+                        .await,
+                );
             }
         });
     }
@@ -411,7 +491,10 @@ impl Loop {
                     wake = Some(wake.map_or(*at, |earlier| earlier.min(*at)));
                     continue;
                 }
-                Action::Place(name) | Action::Start(name) | Action::Stop(name) | Action::Forget(name) => name.clone(),
+                Action::Place(name)
+                | Action::Start(name)
+                | Action::Stop(name)
+                | Action::Forget(name) => name.clone(),
             };
             if let Some(task) = self.tasks.get_mut(&name) {
                 task.busy = true;
@@ -427,7 +510,11 @@ impl Loop {
         let spec = self.spec.clone();
         let cell = Arc::clone(&self.cell);
         let service = self.service.to_string();
-        let generation = self.tasks.get(&name).and_then(|task| task.placed.as_ref()).map_or(0, |p| p.generation);
+        let generation = self
+            .tasks
+            .get(&name)
+            .and_then(|task| task.placed.as_ref())
+            .map_or(0, |p| p.generation);
         let fingerprint = match &self.wish {
             Wish::Up(wanted) => wanted.fingerprint.clone(),
             Wish::Unknown | Wish::Down => String::new(),
@@ -436,9 +523,25 @@ impl Loop {
         let changes = self.changes.get(&name).copied().unwrap_or(0);
         tokio::spawn(async move {
             let started = Finished::Started(fingerprint, changes);
-            let outcome = perform(&*cell, service, &name, action, generation, spec.as_ref(), started).await;
+            let outcome = perform(
+                &*cell,
+                service,
+                &name,
+                action,
+                generation,
+                spec.as_ref(),
+                started,
+            )
+            .await;
             if let Some(results) = results.upgrade() {
-                drop(results.send(Command::Finished { task: name, outcome }).await);
+                drop(
+                    results
+                        .send(Command::Finished {
+                            task: name,
+                            outcome,
+                        })
+                        .await,
+                );
             }
         });
     }
@@ -459,19 +562,26 @@ impl Loop {
                 let running = self.tasks.values().filter(|task| !task.over()).count();
                 let quiet = running == 0 && self.tasks.values().all(|task| !task.busy);
                 return match (&self.wish, quiet) {
-                    (_, true) => View { state: ServiceState::Down, waits_for: String::new() },
-                    (Wish::Unknown, false) => {
-                        View { state: ServiceState::Starting, waits_for: "the leader to say what is wanted".into() }
-                    }
-                    (Wish::Down | Wish::Up(_), false) => {
-                        View { state: ServiceState::Stopping, waits_for: format!("{running} tasks to end") }
-                    }
+                    (_, true) => View {
+                        state: ServiceState::Down,
+                        waits_for: String::new(),
+                    },
+                    (Wish::Unknown, false) => View {
+                        state: ServiceState::Starting,
+                        waits_for: "the leader to say what is wanted".into(),
+                    },
+                    (Wish::Down | Wish::Up(_), false) => View {
+                        state: ServiceState::Stopping,
+                        waits_for: format!("{running} tasks to end"),
+                    },
                 };
             }
         };
         let mut missing = Vec::new();
         for name in &wanted.tasks {
-            let Some(task) = self.tasks.get(name) else { continue };
+            let Some(task) = self.tasks.get(name) else {
+                continue;
+            };
             let current = task.fingerprint.as_deref() == Some(wanted.fingerprint.as_str());
             match &task.state {
                 TaskState::Running { .. } if current => {}
@@ -484,14 +594,26 @@ impl Loop {
             }
         }
         if missing.is_empty() {
-            return View { state: ServiceState::Up, waits_for: String::new() };
+            return View {
+                state: ServiceState::Up,
+                waits_for: String::new(),
+            };
         }
-        let state = if missing.len() < wanted.tasks.len() { ServiceState::Degraded } else { ServiceState::Starting };
-        View { state, waits_for: missing.join(", ") }
+        let state = if missing.len() < wanted.tasks.len() {
+            ServiceState::Degraded
+        } else {
+            ServiceState::Starting
+        };
+        View {
+            state,
+            waits_for: missing.join(", "),
+        }
     }
 
     async fn set_endpoint(&mut self) {
-        let Some(port) = self.spec.as_ref().and_then(|spec| spec.endpoint.clone()) else { return };
+        let Some(port) = self.spec.as_ref().and_then(|spec| spec.endpoint.clone()) else {
+            return;
+        };
         let targets: Vec<String> = self
             .tasks
             .iter()
@@ -513,7 +635,10 @@ impl Loop {
             on_change: OnChange::Keep as i32,
             port: 0,
         };
-        let request = SetEndpointRequest { service: self.service.to_string(), target: Some(target) };
+        let request = SetEndpointRequest {
+            service: self.service.to_string(),
+            target: Some(target),
+        };
         match self.cell.set_endpoint(request).await {
             Ok(_) => self.endpoint = Some(targets),
             Err(_) => self.endpoint_again = Some(Instant::now() + AGAIN),
@@ -545,14 +670,29 @@ async fn perform(
             let wanted = PlaceTask {
                 task,
                 resources: Some(resources(spec)),
-                fixed_ports: spec.task.ports.values().flatten().map(|port| u32::from(*port)).collect(),
+                fixed_ports: spec
+                    .task
+                    .ports
+                    .values()
+                    .flatten()
+                    .map(|port| u32::from(*port))
+                    .collect(),
                 apart: Apart::Spread as i32,
             };
-            cell.place(PlaceRequest { service, tasks: vec![wanted] }).await.map(|reply| {
-                match (reply.placed.into_iter().next(), reply.pending.into_iter().next()) {
-                    (Some(placed), _) => {
-                        Finished::Placed(Placed { machine: placed.machine, generation: placed.generation })
-                    }
+            cell.place(PlaceRequest {
+                service,
+                tasks: vec![wanted],
+            })
+            .await
+            .map(|reply| {
+                match (
+                    reply.placed.into_iter().next(),
+                    reply.pending.into_iter().next(),
+                ) {
+                    (Some(placed), _) => Finished::Placed(Placed {
+                        machine: placed.machine,
+                        generation: placed.generation,
+                    }),
                     (None, Some(pending)) => Finished::Pending(pending.why),
                     (None, None) => Finished::Pending("the scheduler said nothing about it".into()),
                 }
@@ -560,13 +700,31 @@ async fn perform(
         }
         (Action::Start(_), Some(spec)) => {
             let launch = Some(launch(spec));
-            cell.start(StartRequest { service, task, generation, launch }).await.map(|_| started)
+            cell.start(StartRequest {
+                service,
+                task,
+                generation,
+                launch,
+            })
+            .await
+            .map(|_| started)
         }
-        (Action::Place(_) | Action::Start(_), None) => Ok(Finished::Pending("its specification is not known".into())),
-        (Action::Stop(_), _) => {
-            cell.stop(StopRequest { service, task, generation, grace_ms }).await.map(|_| Finished::Asked)
+        (Action::Place(_) | Action::Start(_), None) => {
+            Ok(Finished::Pending("its specification is not known".into()))
         }
-        (Action::Forget(_), _) => cell.forget(ForgetRequest { service, task }).await.map(|_| Finished::Forgotten),
+        (Action::Stop(_), _) => cell
+            .stop(StopRequest {
+                service,
+                task,
+                generation,
+                grace_ms,
+            })
+            .await
+            .map(|_| Finished::Asked),
+        (Action::Forget(_), _) => cell
+            .forget(ForgetRequest { service, task })
+            .await
+            .map(|_| Finished::Forgotten),
         (Action::LookAgain(_), _) => Ok(Finished::Asked),
     };
     result.unwrap_or_else(Finished::Refused)

@@ -35,7 +35,9 @@ pub struct LocalMachine {
 
 impl CellIdentity {
     pub fn machine(&self, name: &MachineName) -> Option<&LocalMachine> {
-        self.machines.iter().find(|machine| machine.spec.name == *name)
+        self.machines
+            .iter()
+            .find(|machine| machine.spec.name == *name)
     }
 }
 
@@ -47,7 +49,10 @@ pub struct CellLayout {
 
 impl CellLayout {
     pub fn new(state: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Self {
-        Self { state: state.into(), run: run.into() }
+        Self {
+            state: state.into(),
+            run: run.into(),
+        }
     }
 
     /// The file that says where the run folder is.

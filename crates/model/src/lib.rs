@@ -12,14 +12,17 @@ mod units;
 
 pub use layout::{CellIdentity, CellLayout, LocalMachine, MachineLayout, STATE_FORMAT};
 pub use names::{
-    BadName, CellName, CheckName, EndpointName, MachineName, OperationId, PackageName, PortName, ProcedureName, RackName,
-    ServiceName, StepName, TaskName,
+    BadName, CellName, CheckName, EndpointName, MachineName, OperationId, PackageName, PortName,
+    ProcedureName, RackName, ServiceName, StepName, TaskName,
 };
 pub use spec::{
-    CellKind, CellSpec, CheckSpec, CheckTarget, Durability, FileTemplate, Flavor, HttpProbe, JobSpec, MachineSpec,
-    PackageSource, PackageSpec, ProbeSpec, Profile, Reads, RestartPolicy, ServiceKind, ServiceSpec, SqlSpec,
-    TaskTemplate, TaskUser,
+    CellKind, CellSpec, CheckSpec, CheckTarget, Durability, FileTemplate, Flavor, HttpProbe,
+    JobSpec, MachineSpec, PackageSource, PackageSpec, ProbeSpec, Profile, Reads, RestartPolicy,
+    ServiceKind, ServiceSpec, SqlSpec, TaskTemplate, TaskUser,
 };
 pub use task::{ExitCause, TaskState};
 pub use template::{BadTemplate, Template, Variable};
-pub use units::{Bytes, Epoch, Generation, MilliCpu, RecordVersion, Resources, Revision, Sequence, Term, UnixMillis};
+pub use units::{
+    Bytes, Epoch, Generation, MilliCpu, RecordVersion, Resources, Revision, Sequence, Term,
+    UnixMillis,
+};

@@ -19,11 +19,24 @@ pub struct BadName {
 }
 
 fn check(kind: &'static str, text: &str, slash: Slash) -> Result<(), BadName> {
-    let bad = |why| Err(BadName { kind, text: text.to_owned(), why });
+    let bad = |why| {
+        Err(BadName {
+            kind,
+            text: text.to_owned(),
+            why,
+        })
+    };
     if text.is_empty() {
         return bad("it is empty");
     }
-    if text.len() > LONGEST * if matches!(slash, Slash::Allowed) { 2 } else { 1 } {
+    if text.len()
+        > LONGEST
+            * if matches!(slash, Slash::Allowed) {
+                2
+            } else {
+                1
+            }
+    {
         return bad("it is too long (40 characters at most)");
     }
     let letter = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();

@@ -221,17 +221,29 @@ pub enum CheckTarget {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "probe")]
 pub enum ProbeSpec {
-    Tcp { at: String },
+    Tcp {
+        at: String,
+    },
     Http(HttpProbe),
     /// Runs `query` as the application user of `service` through its endpoint and compares the single value.
-    Sql { service: ServiceName, query: String, want: Option<String> },
+    Sql {
+        service: ServiceName,
+        query: String,
+        want: Option<String>,
+    },
     /// Exit code 0 passes; run on the machine that the controller picks, or, when it names `${dir.TASK}` (the data folder
     /// of another task, allowed here only), on the machine of that task. Of the variables of [`TaskTemplate`] it may use
     /// `${package}`, `${dir}` (the check's own folder, kept between runs), `${machine}`, `${endpoint.SERVICE}`
     /// and, in `files`, `${secret.SERVICE.NAME}`.
-    Command { package: Option<PackageName>, command: Vec<String>, files: Vec<FileTemplate> },
+    Command {
+        package: Option<PackageName>,
+        command: Vec<String>,
+        files: Vec<FileTemplate>,
+    },
     /// Every task of the service runs; for SQL also: every member replicates.
-    Tasks { service: ServiceName },
+    Tasks {
+        service: ServiceName,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -38,7 +38,10 @@ impl TaskState {
     pub fn pid(&self) -> Option<u32> {
         match self {
             TaskState::Running { pid } | TaskState::Stopping { pid } => Some(*pid),
-            TaskState::Pending { .. } | TaskState::Starting | TaskState::Exited { .. } | TaskState::Lost => None,
+            TaskState::Pending { .. }
+            | TaskState::Starting
+            | TaskState::Exited { .. }
+            | TaskState::Lost => None,
         }
     }
 }
@@ -47,10 +50,16 @@ impl TaskState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "cause")]
 pub enum ExitCause {
-    Code { code: i32 },
-    Signal { signal: i32 },
+    Code {
+        code: i32,
+    },
+    Signal {
+        signal: i32,
+    },
     /// It never ran: the file is missing, may not be executed, or its folder could not be prepared.
-    NotStarted { why: String },
+    NotStarted {
+        why: String,
+    },
 }
 
 impl fmt::Display for ExitCause {

@@ -14,9 +14,14 @@ use rustix::io::Errno;
 
 use crate::launch::UserIds;
 
-const FOLDER: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-const NEW_FILE: OFlags =
-    OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::EXCL).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const FOLDER: OFlags = OFlags::DIRECTORY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+const NEW_FILE: OFlags = OFlags::WRONLY
+    .union(OFlags::CREATE)
+    .union(OFlags::EXCL)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 /// Reading and writing for the owner alone.
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 
@@ -30,13 +35,22 @@ pub fn write(folder: &Path, path: &Path, content: &[u8], owner: Option<UserIds>)
     for part in path.components() {
         match part {
             Component::Normal(name) => names.push(name),
-            Component::Prefix(_) | Component::RootDir | Component::CurDir | Component::ParentDir => {
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not inside the folder"));
+            Component::Prefix(_)
+            | Component::RootDir
+            | Component::CurDir
+            | Component::ParentDir => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "it is not inside the folder",
+                ));
             }
         }
     }
     let Some(name) = names.pop() else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it has no name"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it has no name",
+        ));
     };
     let mut at = openat(CWD, folder, FOLDER, Mode::empty())?;
     for name in names {
@@ -70,7 +84,10 @@ fn enter(at: &OwnedFd, name: &Path, owner: Option<UserIds>) -> io::Result<OwnedF
 
 fn give(what: impl AsFd, owner: Option<UserIds>) -> io::Result<()> {
     let Some(owner) = owner else { return Ok(()) };
-    let (user, group) = (rustix::fs::Uid::from_raw(owner.uid), rustix::fs::Gid::from_raw(owner.gid));
+    let (user, group) = (
+        rustix::fs::Uid::from_raw(owner.uid),
+        rustix::fs::Gid::from_raw(owner.gid),
+    );
     Ok(fchown(what, Some(user), Some(group))?)
 }
 
@@ -86,12 +103,30 @@ mod tests {
     fn a_file_is_written_with_its_folders_and_replaced() {
         let folder = tempfile::tempdir().unwrap();
         for content in ["one", "two"] {
-            write(folder.path(), Path::new("conf/deep/app.toml"), content.as_bytes(), None).unwrap();
-            assert_eq!(fs::read_to_string(folder.path().join("conf/deep/app.toml")).unwrap(), content);
+            write(
+                folder.path(),
+                Path::new("conf/deep/app.toml"),
+                content.as_bytes(),
+                None,
+            )
+            .unwrap();
+            assert_eq!(
+                fs::read_to_string(folder.path().join("conf/deep/app.toml")).unwrap(),
+                content
+            );
         }
-        let mode = fs::metadata(folder.path().join("conf/deep/app.toml")).unwrap().permissions().mode();
+        let mode = fs::metadata(folder.path().join("conf/deep/app.toml"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert_eq!(fs::read_dir(folder.path().join("conf/deep")).unwrap().count(), 1, "nothing is left over");
+        assert_eq!(
+            fs::read_dir(folder.path().join("conf/deep"))
+                .unwrap()
+                .count(),
+            1,
+            "nothing is left over"
+        );
     }
 
     #[test]
@@ -106,7 +141,10 @@ mod tests {
             symlink(&precious, folder.path().join(name)).unwrap();
         }
         write(folder.path(), Path::new("app.toml"), b"mine", None).unwrap();
-        assert_eq!(fs::read_to_string(folder.path().join("app.toml")).unwrap(), "mine");
+        assert_eq!(
+            fs::read_to_string(folder.path().join("app.toml")).unwrap(),
+            "mine"
+        );
         assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
     }
 

@@ -8,7 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use homeostat_api::Refusal;
 use homeostat_api::v1::{ActReply, ActRequest};
-use homeostat_journal::{Approval, Asker, Draft, Evidence, OnFailure, Retry, StepPlan, Touched, Undo};
+use homeostat_journal::{
+    Approval, Asker, Draft, Evidence, OnFailure, Retry, StepPlan, Touched, Undo,
+};
 use homeostat_model::{ProcedureName, ServiceName, StepName};
 use homeostat_ops::{Procedure, StepContext, StepError};
 use serde::{Deserialize, Serialize};
@@ -49,9 +51,14 @@ impl Act {
             steps: vec![StepPlan {
                 name: StepName::new("act").expect("invariant: 'act' is a valid step name"),
                 about,
-                parameters: serde_json::to_value(self).expect("invariant: names and texts always serialize"),
+                parameters: serde_json::to_value(self)
+                    .expect("invariant: names and texts always serialize"),
                 manual: None,
-                retry: Retry { max_attempts: 1, first: Duration::from_secs(1), longest: Duration::from_secs(1) },
+                retry: Retry {
+                    max_attempts: 1,
+                    first: Duration::from_secs(1),
+                    longest: Duration::from_secs(1),
+                },
                 timeout: WITHIN,
                 undo: Undo::Nothing,
             }],
@@ -68,12 +75,19 @@ pub struct ActProcedure {
 
 impl ActProcedure {
     pub fn new(act: Act, cell: Arc<dyn Cell>) -> Self {
-        Self { act, cell, answer: Mutex::new(None) }
+        Self {
+            act,
+            cell,
+            answer: Mutex::new(None),
+        }
     }
 
     /// What the service said, once the step has run in this process.
     pub fn answer(&self) -> Option<Result<ActReply, Refusal>> {
-        self.answer.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.answer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -89,7 +103,10 @@ impl Procedure for ActProcedure {
 
     async fn run(&self, _: &StepPlan, _: &StepContext) -> Result<Value, StepError> {
         let service = &self.act.service;
-        let admin = self.cell.admin(service).ok_or_else(|| StepError::final_(format!("{service} is not declared")))?;
+        let admin = self
+            .cell
+            .admin(service)
+            .ok_or_else(|| StepError::final_(format!("{service} is not declared")))?;
         let arguments: HashMap<String, String> = self.act.arguments.clone().into_iter().collect();
         let request = ActRequest {
             service: service.to_string(),
@@ -125,9 +142,16 @@ mod tests {
         let act = Act {
             service: ServiceName::new("shop-db").unwrap(),
             verb: ProcedureName::new("switchover").unwrap(),
-            arguments: [("from".to_owned(), "shop-db-0".to_owned()), ("to".to_owned(), "shop-db-1".to_owned())].into(),
+            arguments: [
+                ("from".to_owned(), "shop-db-0".to_owned()),
+                ("to".to_owned(), "shop-db-1".to_owned()),
+            ]
+            .into(),
         };
-        let draft = act.draft("make shop-db-1 the primary".into(), Asker::Person(Person("kim".into())));
+        let draft = act.draft(
+            "make shop-db-1 the primary".into(),
+            Asker::Person(Person("kim".into())),
+        );
         assert_eq!(lint(&draft), []);
         assert_eq!(Act::of(&draft), Some(act));
         let turnup = crate::plan::turnup(&[], Asker::Person(Person("kim".into())), "x".into());

@@ -32,14 +32,20 @@ pub fn layers(services: &[ServiceSpec]) -> Vec<Vec<ServiceName>> {
     let mut needs: BTreeMap<&ServiceName, BTreeSet<&ServiceName>> = services
         .iter()
         .map(|service| {
-            let known = service.needs.iter().filter(|need| services.iter().any(|other| other.name == **need));
+            let known = service
+                .needs
+                .iter()
+                .filter(|need| services.iter().any(|other| other.name == **need));
             (&service.name, known.collect())
         })
         .collect();
     let mut layers = Vec::new();
     loop {
-        let ready: Vec<&ServiceName> =
-            needs.iter().filter(|(_, waits)| waits.is_empty()).map(|(name, _)| *name).collect();
+        let ready: Vec<&ServiceName> = needs
+            .iter()
+            .filter(|(_, waits)| waits.is_empty())
+            .map(|(name, _)| *name)
+            .collect();
         if ready.is_empty() {
             return layers;
         }
@@ -60,11 +66,17 @@ pub fn turnup(services: &[ServiceSpec], asked_by: Asker, why: String) -> Draft {
         about: "wait for the machines' agents and install packages".into(),
         parameters: serde_json::json!({ "services": [] }),
         manual: None,
-        retry: Retry { max_attempts: 100, first: Duration::from_millis(200), longest: Duration::from_secs(5) },
+        retry: Retry {
+            max_attempts: 100,
+            first: Duration::from_millis(200),
+            longest: Duration::from_secs(5),
+        },
         timeout: UP_WITHIN,
         undo: Undo::Nothing,
     };
-    let steps = std::iter::once(prepare).chain(numbered(layers(services), "start", UP_WITHIN)).collect();
+    let steps = std::iter::once(prepare)
+        .chain(numbered(layers(services), "start", UP_WITHIN))
+        .collect();
     draft(turnup_procedure(), services, asked_by, why, steps)
 }
 
@@ -72,7 +84,13 @@ pub fn turnup(services: &[ServiceSpec], asked_by: Asker, why: String) -> Draft {
 pub fn turndown(services: &[ServiceSpec], asked_by: Asker, why: String) -> Draft {
     let mut reversed = layers(services);
     reversed.reverse();
-    draft(turndown_procedure(), services, asked_by, why, numbered(reversed, "stop", DOWN_WITHIN).collect())
+    draft(
+        turndown_procedure(),
+        services,
+        asked_by,
+        why,
+        numbered(reversed, "stop", DOWN_WITHIN).collect(),
+    )
 }
 
 fn draft(
@@ -85,7 +103,10 @@ fn draft(
     Draft {
         procedure,
         version: PROCEDURE_VERSION,
-        scope: services.iter().map(|service| Touched::Service(service.name.clone())).collect(),
+        scope: services
+            .iter()
+            .map(|service| Touched::Service(service.name.clone()))
+            .collect(),
         asked_by,
         why,
         approval: Approval::NotNeeded,
@@ -100,18 +121,25 @@ fn numbered(
     verb: &'static str,
     timeout: Duration,
 ) -> impl Iterator<Item = StepPlan> {
-    layers.into_iter().enumerate().map(move |(number, services)| {
-        let names: Vec<&str> = services.iter().map(ServiceName::as_str).collect();
-        StepPlan {
-            name: step(&format!("{verb}-{}", number + 1)),
-            about: format!("{verb} {}", names.join(", ")),
-            parameters: serde_json::json!({ "services": services }),
-            manual: None,
-            retry: Retry { max_attempts: 100, first: Duration::from_millis(200), longest: Duration::from_secs(10) },
-            timeout,
-            undo: Undo::Nothing,
-        }
-    })
+    layers
+        .into_iter()
+        .enumerate()
+        .map(move |(number, services)| {
+            let names: Vec<&str> = services.iter().map(ServiceName::as_str).collect();
+            StepPlan {
+                name: step(&format!("{verb}-{}", number + 1)),
+                about: format!("{verb} {}", names.join(", ")),
+                parameters: serde_json::json!({ "services": services }),
+                manual: None,
+                retry: Retry {
+                    max_attempts: 100,
+                    first: Duration::from_millis(200),
+                    longest: Duration::from_secs(10),
+                },
+                timeout,
+                undo: Undo::Nothing,
+            }
+        })
 }
 
 fn step(text: &str) -> StepName {
@@ -135,14 +163,24 @@ mod tests {
     }
 
     fn names(layers: &[Vec<ServiceName>]) -> Vec<Vec<&str>> {
-        layers.iter().map(|layer| layer.iter().map(ServiceName::as_str).collect()).collect()
+        layers
+            .iter()
+            .map(|layer| layer.iter().map(ServiceName::as_str).collect())
+            .collect()
     }
 
     #[test]
     fn layers_follow_needs() {
-        let services =
-            [service("load", &["web"]), service("web", &["db", "cache"]), service("db", &[]), service("cache", &[])];
-        assert_eq!(names(&layers(&services)), [vec!["cache", "db"], vec!["web"], vec!["load"]]);
+        let services = [
+            service("load", &["web"]),
+            service("web", &["db", "cache"]),
+            service("db", &[]),
+            service("cache", &[]),
+        ];
+        assert_eq!(
+            names(&layers(&services)),
+            [vec!["cache", "db"], vec!["web"], vec!["load"]]
+        );
     }
 
     #[test]
@@ -158,7 +196,13 @@ mod tests {
         let down = turndown(&services, asker, "because".into());
         assert_eq!(lint(&up), []);
         assert_eq!(lint(&down), []);
-        let about = |draft: &Draft| draft.steps.iter().map(|step| step.about.clone()).collect::<Vec<_>>();
+        let about = |draft: &Draft| {
+            draft
+                .steps
+                .iter()
+                .map(|step| step.about.clone())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(about(&up)[1..], ["start db", "start web"]);
         assert_eq!(about(&down), ["stop web", "stop db"]);
     }

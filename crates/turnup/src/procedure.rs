@@ -65,12 +65,21 @@ impl TurnProcedure {
             Direction::Up => turnup_procedure(),
             Direction::Down => turndown_procedure(),
         };
-        Self { name, direction, cell }
+        Self {
+            name,
+            direction,
+            cell,
+        }
     }
 
     fn services(step: &StepPlan) -> Result<Vec<ServiceName>, StepError> {
-        let list = step.parameters.get("services").cloned().unwrap_or(Value::Null);
-        serde_json::from_value(list).map_err(|error| StepError::final_(format!("its services cannot be read: {error}")))
+        let list = step
+            .parameters
+            .get("services")
+            .cloned()
+            .unwrap_or(Value::Null);
+        serde_json::from_value(list)
+            .map_err(|error| StepError::final_(format!("its services cannot be read: {error}")))
     }
 
     async fn carry_out(&self, step: &StepPlan, term: u64) -> Result<Value, StepError> {
@@ -84,7 +93,11 @@ impl TurnProcedure {
         // All of a layer at once; the first refusal is the step's, after the others had their chance.
         let mut calls = JoinSet::new();
         for service in services {
-            let this = Self { name: self.name.clone(), direction: self.direction, cell: Arc::clone(&self.cell) };
+            let this = Self {
+                name: self.name.clone(),
+                direction: self.direction,
+                cell: Arc::clone(&self.cell),
+            };
             calls.spawn(async move { this.turn(service, term).await });
         }
         let mut first = Ok(Value::Null);
@@ -102,16 +115,22 @@ impl TurnProcedure {
     }
 
     async fn turn(&self, service: ServiceName, term: u64) -> Result<(), Refusal> {
-        let admin = self
-            .cell
-            .admin(&service)
-            .ok_or_else(|| Refusal::not_found(format!("{service} is not a service of this cell")))?;
+        let admin = self.cell.admin(&service).ok_or_else(|| {
+            Refusal::not_found(format!("{service} is not a service of this cell"))
+        })?;
         self.cell.wish(&service, self.direction).await?;
         let result = match self.direction {
-            Direction::Up => admin.turnup(self.cell.turnup_request(&service)?).await.map(|_| ()),
-            Direction::Down => {
-                admin.turndown(TurndownRequest { service: service.to_string(), term }).await.map(|_| ())
-            }
+            Direction::Up => admin
+                .turnup(self.cell.turnup_request(&service)?)
+                .await
+                .map(|_| ()),
+            Direction::Down => admin
+                .turndown(TurndownRequest {
+                    service: service.to_string(),
+                    term,
+                })
+                .await
+                .map(|_| ()),
         };
         result.map_err(|refusal| Refusal::new(refusal.kind, format!("{service}: {refusal}")))
     }
@@ -120,9 +139,10 @@ impl TurnProcedure {
 pub(crate) fn step_error(refusal: Refusal) -> StepError {
     match refusal.kind {
         RefusalKind::BadRequest | RefusalKind::Stale => StepError::final_(refusal.message),
-        RefusalKind::NotFound | RefusalKind::NotNow | RefusalKind::Unknown | RefusalKind::Internal => {
-            StepError::retryable(refusal.message)
-        }
+        RefusalKind::NotFound
+        | RefusalKind::NotNow
+        | RefusalKind::Unknown
+        | RefusalKind::Internal => StepError::retryable(refusal.message),
     }
 }
 
@@ -147,17 +167,28 @@ impl Procedure for TurnProcedure {
     async fn verify(&self, step: &StepPlan, _: &StepContext) -> Result<(), Evidence> {
         let services = Self::services(step).map_err(|error| error.evidence)?;
         for service in services {
-            let admin = self.cell.admin(&service).ok_or_else(|| Evidence::from(format!("{service} is not declared")))?;
+            let admin = self
+                .cell
+                .admin(&service)
+                .ok_or_else(|| Evidence::from(format!("{service} is not declared")))?;
             let seen = admin
-                .inspect(InspectRequest { service: service.to_string() })
+                .inspect(InspectRequest {
+                    service: service.to_string(),
+                })
                 .await
                 .map_err(|refusal| Evidence::from(format!("{service}: {refusal}")))?;
             let wanted = match self.direction {
-                Direction::Up => seen.state == ServiceState::Up as i32 || seen.state == ServiceState::Degraded as i32,
+                Direction::Up => {
+                    seen.state == ServiceState::Up as i32
+                        || seen.state == ServiceState::Degraded as i32
+                }
                 Direction::Down => seen.state == ServiceState::Down as i32,
             };
             if !wanted {
-                return Err(Evidence::from(format!("{service} waits for {}", seen.waits_for)));
+                return Err(Evidence::from(format!(
+                    "{service} waits for {}",
+                    seen.waits_for
+                )));
             }
         }
         Ok(())

@@ -13,22 +13,54 @@ const SOON: Duration = Duration::from_secs(20);
 
 /// Cell files that cannot be: what is wrong, the file's end, where, and words that must be said.
 fn wrong() -> Vec<(&'static str, String, &'static str, &'static [&'static str])> {
-    let job = |rest: &str| format!("job(\"a\", package = \"sh\", command = [\"${{package}}\"], {rest})\n");
+    let job = |rest: &str| {
+        format!("job(\"a\", package = \"sh\", command = [\"${{package}}\"], {rest})\n")
+    };
     vec![
-        ("syntax", "job(\"a\",, package = \"sh\")\n".to_owned(), "6:9", &["error"]),
+        (
+            "syntax",
+            "job(\"a\",, package = \"sh\")\n".to_owned(),
+            "6:9",
+            &["error"],
+        ),
         ("type", job("tasks = \"two\""), "6:", &["tasks", "number"]),
-        ("unknown builder", "jbo(\"a\")\n".to_owned(), "6:1", &["jbo", "hint: ", "job"]),
-        ("unknown argument", job("task = 2"), "6:", &["task", "hint: ", "tasks"]),
+        (
+            "unknown builder",
+            "jbo(\"a\")\n".to_owned(),
+            "6:1",
+            &["jbo", "hint: ", "job"],
+        ),
+        (
+            "unknown argument",
+            job("task = 2"),
+            "6:",
+            &["task", "hint: ", "tasks"],
+        ),
         ("unknown service", job("needs = [\"b\"]"), "6:", &["'b'"]),
-        ("unknown package", "job(\"a\", package = \"hs\", command = [\"x\"])\n".to_owned(), "6:", &["hs", "hint: ", "sh"]),
+        (
+            "unknown package",
+            "job(\"a\", package = \"hs\", command = [\"x\"])\n".to_owned(),
+            "6:",
+            &["hs", "hint: ", "sh"],
+        ),
         (
             "cycle",
             job("needs = [\"b\"]") + &job("needs = [\"a\"]").replacen("\"a\"", "\"b\"", 1),
             "6:",
             &["a", "b", "needs"],
         ),
-        ("more than a machine has", job("memory = \"900TiB\""), "6:", &["'a'", "no machine", "hint: "]),
-        ("more than all have", job("tasks = 900, cpu = 3"), "", &["together"]),
+        (
+            "more than a machine has",
+            job("memory = \"900TiB\""),
+            "6:",
+            &["'a'", "no machine", "hint: "],
+        ),
+        (
+            "more than all have",
+            job("tasks = 900, cpu = 3"),
+            "",
+            &["together"],
+        ),
     ]
 }
 
@@ -38,7 +70,10 @@ fn a_wrong_cell_file_is_pointed_at_and_starts_nothing() {
     for (what, end, place, words) in wrong() {
         let cell = Cell::new(&(head("plain") + &end));
         let ran = one_clear_error(&cell, what, place, words);
-        assert!(!cell.state().exists(), "{what}: it made a state folder: {ran}");
+        assert!(
+            !cell.state().exists(),
+            "{what}: it made a state folder: {ran}"
+        );
         assert!(cell.processes().is_empty(), "{what}: it started something");
     }
 }
@@ -65,7 +100,10 @@ fn a_wrong_change_leaves_the_running_cell_alone() {
     // Readable, and impossible all the same.
     let nowhere = "package(\"gone\", path = \"nowhere/app\")\n";
     cell.declare(&(plain() + nowhere));
-    cell.try_up(SOON).one_error(2).says("gone").says("nowhere/app");
+    cell.try_up(SOON)
+        .one_error(2)
+        .says("gone")
+        .says("nowhere/app");
     assert_eq!(cell.status().pids(), before);
     cell.declare(&plain());
     cell.turn_up();
@@ -84,10 +122,17 @@ fn a_missing_cell_file_is_named() {
 #[test]
 fn a_missing_program_is_named_at_once() {
     let _turn = begin();
-    for package in ["package(\"gone\", host = \"/nowhere/app\")", "package(\"gone\", path = [\"/nowhere/app\"])"] {
+    for package in [
+        "package(\"gone\", host = \"/nowhere/app\")",
+        "package(\"gone\", path = [\"/nowhere/app\"])",
+    ] {
         let job = "\njob(\"a\", package = \"gone\", command = [\"${package}\"])\n";
         let cell = Cell::new(&(head("plain") + package + job));
-        let ran = cell.try_up(Duration::from_secs(60)).one_error(2).says("gone").says("/nowhere/app");
+        let ran = cell
+            .try_up(Duration::from_secs(60))
+            .one_error(2)
+            .says("gone")
+            .says("/nowhere/app");
         assert!(ran.took < SOON, "it waited for the deadline: {ran}");
         // Mended, it goes up.
         cell.declare(&plain());
@@ -106,8 +151,13 @@ fn a_program_that_cannot_run_is_explained() {
         program.display()
     );
     let cell = Cell::at(home, &(head("plain") + &job));
-    cell.try_up(Duration::from_secs(5)).one_error(1).says("a/tasks");
-    cell.run(&["why", "a-0"]).expect(0).prints("not started").prints("app");
+    cell.try_up(Duration::from_secs(5))
+        .one_error(1)
+        .says("a/tasks");
+    cell.run(&["why", "a-0"])
+        .expect(0)
+        .prints("not started")
+        .prints("app");
 }
 
 #[test]
@@ -116,7 +166,10 @@ fn an_occupied_port_is_named_and_taken_when_it_is_free() {
     // On every address of this host, so that the cell's are among them.
     let squatter = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = squatter.local_addr().unwrap().port();
-    let fixed = web("web", 1, "1").replace("ports = [\"http\"]", &format!("ports = {{\"http\": {port}}}"));
+    let fixed = web("web", 1, "1").replace(
+        "ports = [\"http\"]",
+        &format!("ports = {{\"http\": {port}}}"),
+    );
     let cell = Cell::new(&(head("plain") + &fixed));
     let late = cell.try_up(Duration::from_secs(5)).one_error(1);
     let why = cell.run(&["why", "web-0"]).expect(0);
@@ -175,16 +228,32 @@ fn a_truncated_store_is_refused_and_works_when_restored() {
     let whole = fs::read(&path).unwrap();
     for length in [whole.len() / 2, 100, 0] {
         fs::write(&path, &whole[..length]).unwrap();
-        let ran = cell.try_up(Duration::from_secs(60)).one_error(1).says("store.redb");
-        assert!(ran.took < SOON, "cut to {length}: it waited for the deadline: {ran}");
-        assert_eq!(fs::read(&path).unwrap(), whole[..length], "cut to {length}: it was changed");
+        let ran = cell
+            .try_up(Duration::from_secs(60))
+            .one_error(1)
+            .says("store.redb");
+        assert!(
+            ran.took < SOON,
+            "cut to {length}: it waited for the deadline: {ran}"
+        );
+        assert_eq!(
+            fs::read(&path).unwrap(),
+            whole[..length],
+            "cut to {length}: it was changed"
+        );
     }
     fs::write(&path, &whole).unwrap();
     cell.turn_up();
     let after = cell.status();
-    assert!(after.0["term"].as_u64() > before.0["term"].as_u64(), "what was in the store counts");
+    assert!(
+        after.0["term"].as_u64() > before.0["term"].as_u64(),
+        "what was in the store counts"
+    );
     for row in before.rows("tasks") {
-        assert_eq!(after.row("tasks", row["name"].as_str().unwrap())["machine"], row["machine"]);
+        assert_eq!(
+            after.row("tasks", row["name"].as_str().unwrap())["machine"],
+            row["machine"]
+        );
     }
 }
 
@@ -194,7 +263,11 @@ fn two_cells_cannot_share_a_state_folder() {
     let cell = Cell::up(&plain());
     let before = cell.status().pids();
     cell.declare(&(head("other") + &sleeper("sleeper", 1)));
-    cell.try_up(SOON).one_error(2).says("'plain'").says("'other'").says("--state");
+    cell.try_up(SOON)
+        .one_error(2)
+        .says("'plain'")
+        .says("'other'")
+        .says("--state");
     assert_eq!(cell.status().pids(), before);
 }
 
@@ -213,7 +286,10 @@ fn a_state_folder_that_cannot_be_made_is_named() {
     fs::create_dir(&closed).unwrap();
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o755)).unwrap();
     let cell = Cell::at(home, &plain()).with_state("closed/state");
-    cell.try_up(SOON).one_error(2).says("closed").says("ermission denied");
+    cell.try_up(SOON)
+        .one_error(2)
+        .says("closed")
+        .says("ermission denied");
     assert_eq!(fs::read_dir(&closed).unwrap().count(), 0);
 }
 
@@ -246,7 +322,10 @@ fn a_full_disk_is_named_and_nothing_is_lost() {
 fn full_from_the_start() {
     let cell = Cell::at(Home::new().with_disk(16 * 1024), &plain()).with_state("disk/state");
     cell.home().fill_disk();
-    let ran = cell.try_up(Duration::from_secs(60)).one_error_of(&[1, 2]).says("No space left");
+    let ran = cell
+        .try_up(Duration::from_secs(60))
+        .one_error_of(&[1, 2])
+        .says("No space left");
     assert!(ran.took < SOON, "it waited for the deadline: {ran}");
     cell.home().free_disk();
     cell.turn_up();

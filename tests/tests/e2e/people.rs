@@ -25,29 +25,57 @@ fn a_cell_goes_up_answers_and_goes_down() {
     looks_as_documented(&status);
     for (task, service) in [("sleeper-0", "sleeper"), ("web-1", "web")] {
         let row = status.row("tasks", task);
-        assert_eq!((row["service"].as_str(), row["state"].as_str()), (Some(service), Some("running")));
+        assert_eq!(
+            (row["service"].as_str(), row["state"].as_str()),
+            (Some(service), Some("running"))
+        );
     }
     let root = is_root();
-    for (what, process) in status.pids().iter().filter(|(what, _)| what.starts_with("task ")) {
-        assert!(!root || process.user() != Some(0), "{what} runs as root and did not ask for it");
+    for (what, process) in status
+        .pids()
+        .iter()
+        .filter(|(what, _)| what.starts_with("task "))
+    {
+        assert!(
+            !root || process.user() != Some(0),
+            "{what} runs as root and did not ask for it"
+        );
     }
 
     // Every way to look at it.
-    cell.run(&["status"]).expect(0).prints("sleeper-1").prints("127.77.");
-    cell.run(&["why", "web"]).expect(0).prints("service web is up").prints("web-0");
+    cell.run(&["status"])
+        .expect(0)
+        .prints("sleeper-1")
+        .prints("127.77.");
+    cell.run(&["why", "web"])
+        .expect(0)
+        .prints("service web is up")
+        .prints("web-0");
     cell.run(&["why", "web-0"]).expect(0).prints("running");
     cell.run(&["why", "m2"]).expect(0).prints("ready");
     cell.run(&["why", "web/answers"]).expect(0).prints("pass");
-    cell.run(&["why", "nothing-like-it"]).one_error(2).says("nothing-like-it");
-    cell.run(&["logs", "sleeper-0"]).expect(0).prints("hello from sleeper-0 on m");
-    cell.run(&["logs", "sleeper-9"]).one_error(2).says("sleeper-0");
+    cell.run(&["why", "nothing-like-it"])
+        .one_error(2)
+        .says("nothing-like-it");
+    cell.run(&["logs", "sleeper-0"])
+        .expect(0)
+        .prints("hello from sleeper-0 on m");
+    cell.run(&["logs", "sleeper-9"])
+        .one_error(2)
+        .says("sleeper-0");
     cell.run(&["endpoint", "nobody"]).one_error(2).says("web");
     let events = cell.events();
-    assert!(events.iter().any(|event| event["about"] == "web-0"), "nothing was told of web-0: {events:?}");
+    assert!(
+        events.iter().any(|event| event["about"] == "web-0"),
+        "nothing was told of web-0: {events:?}"
+    );
 
     // The endpoint, as every machine reaches it.
     for machine in ["m1", "m2", "m3"] {
-        let at = cell.run(&["endpoint", "web", "--machine", machine]).expect(0).out;
+        let at = cell
+            .run(&["endpoint", "web", "--machine", machine])
+            .expect(0)
+            .out;
         let (code, body) = net::get(at.trim(), "/report").unwrap();
         assert_eq!(code, 200, "{machine}: {body}");
     }
@@ -59,8 +87,13 @@ fn a_cell_goes_up_answers_and_goes_down() {
     cell.run(&["status"]).one_error(1).says("homeostat up");
     let before = places(&status);
     cell.turn_up();
-    assert_eq!(places(&cell.status()), before, "tasks come back to their data");
-    cell.run_within(&["down", "--yes", "--purge"], Duration::from_secs(60)).expect(0);
+    assert_eq!(
+        places(&cell.status()),
+        before,
+        "tasks come back to their data"
+    );
+    cell.run_within(&["down", "--yes", "--purge"], Duration::from_secs(60))
+        .expect(0);
     assert!(!cell.state().exists(), "purged");
     cell.run(&["down", "--yes"]).one_error(2);
 }
@@ -75,10 +108,17 @@ fn looks_as_documented(status: &Status) {
         ("checks", &["name", "verdict"]),
     ];
     for (list, names) in fields {
-        assert!(status.0[list].is_array(), "'{list}' is missing: {}", status.0);
+        assert!(
+            status.0[list].is_array(),
+            "'{list}' is missing: {}",
+            status.0
+        );
         for row in status.rows(list) {
             for name in names {
-                assert!(row.get(*name).is_some(), "'{name}' is missing in '{list}': {row}");
+                assert!(
+                    row.get(*name).is_some(),
+                    "'{name}' is missing in '{list}': {row}"
+                );
             }
         }
     }
@@ -88,7 +128,11 @@ fn looks_as_documented(status: &Status) {
 
 fn places(status: &Status) -> BTreeMap<String, String> {
     let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-    status.rows("tasks").iter().map(|row| (text(&row["name"]), text(&row["machine"]))).collect()
+    status
+        .rows("tasks")
+        .iter()
+        .map(|row| (text(&row["name"]), text(&row["machine"])))
+        .collect()
 }
 
 #[test]
@@ -106,7 +150,9 @@ fn up_twice_changes_nothing() {
 fn two_ups_at_once_make_one_cell() {
     let _turn = begin();
     let cell = Cell::new(&plain());
-    let ups: Vec<_> = (0..2).map(|_| cell.start_up(&["--detach", "--deadline", "60s"])).collect();
+    let ups: Vec<_> = (0..2)
+        .map(|_| cell.start_up(&["--detach", "--deadline", "60s"]))
+        .collect();
     for up in ups {
         up.finish(Duration::from_secs(70)).expect(0);
     }
@@ -124,8 +170,11 @@ fn down_during_up_wins() {
     let cell = Cell::new(&(plain() + NEVER));
     let up = cell.start_up(&["--detach", "--deadline", "30s"]);
     // As soon as there is something to take down.
-    wait_until("the cell has a home", SOON, || cell.state().join("lock").exists());
-    cell.run_within(&["down", "--yes"], Duration::from_secs(60)).expect(0);
+    wait_until("the cell has a home", SOON, || {
+        cell.state().join("lock").exists()
+    });
+    cell.run_within(&["down", "--yes"], Duration::from_secs(60))
+        .expect(0);
     let up = up.finish(Duration::from_secs(60));
     assert!(up.took < SOON, "it waits for a cell that is down: {up}");
     up.one_error(1);
@@ -134,15 +183,19 @@ fn down_during_up_wins() {
     // And once everything but one check is there.
     let up = cell.start_up(&["--detach", "--deadline", "30s"]);
     cell.await_status("all tasks run", SOON, all_run);
-    cell.run_within(&["down", "--yes"], Duration::from_secs(60)).expect(0);
+    cell.run_within(&["down", "--yes"], Duration::from_secs(60))
+        .expect(0);
     up.finish(SOON).one_error(1).says("taken down");
     cell.nothing_runs();
 }
 
 fn all_run(status: &Status) -> Result<Pids, String> {
     let tasks = status.rows("tasks");
-    let waiting: Vec<String> =
-        tasks.iter().filter(|row| row["state"] != "running").map(|row| row["name"].to_string()).collect();
+    let waiting: Vec<String> = tasks
+        .iter()
+        .filter(|row| row["state"] != "running")
+        .map(|row| row["name"].to_string())
+        .collect();
     if tasks.len() == 4 && waiting.is_empty() {
         Ok(status.pids())
     } else {
@@ -181,9 +234,17 @@ fn two_cells_do_not_collide() {
     let one = Cell::up(&plain());
     let other = Cell::up(&plain());
     let addresses = |cell: &Cell| -> Vec<String> {
-        cell.status().rows("machines").iter().map(|row| row["address"].to_string()).collect()
+        cell.status()
+            .rows("machines")
+            .iter()
+            .map(|row| row["address"].to_string())
+            .collect()
     };
-    assert!(addresses(&one).iter().all(|address| !addresses(&other).contains(address)));
+    assert!(
+        addresses(&one)
+            .iter()
+            .all(|address| !addresses(&other).contains(address))
+    );
     let before = one.status().pids();
     other.turn_down();
     assert_eq!(one.status().pids(), before);
@@ -196,7 +257,9 @@ fn two_cells_do_not_collide() {
 fn an_ordinary_user_can_run_a_cell() {
     let turn = begin();
     if !is_root() {
-        turn.skip("only root can become somebody else (and all other tests ran as an ordinary user)");
+        turn.skip(
+            "only root can become somebody else (and all other tests ran as an ordinary user)",
+        );
         return;
     }
     let home = Home::of_user(NOBODY);
@@ -233,10 +296,16 @@ fn a_changed_job_is_replaced_one_task_at_a_time() {
     let (mut looks, mut replaced) = (0, 0);
     while !up.has_ended() || replaced < 3 {
         let pids = cell.status().pids();
-        let web: Vec<&Process> =
-            pids.iter().filter(|(what, _)| what.starts_with("task web-")).map(|(_, process)| process).collect();
+        let web: Vec<&Process> = pids
+            .iter()
+            .filter(|(what, _)| what.starts_with("task web-"))
+            .map(|(_, process)| process)
+            .collect();
         assert!(web.len() >= 2, "more than one was away at once: {web:?}");
-        replaced = web.iter().filter(|process| process.variable("E2E_VERSION").as_deref() == Some("2")).count();
+        replaced = web
+            .iter()
+            .filter(|process| process.variable("E2E_VERSION").as_deref() == Some("2"))
+            .count();
         looks += 1;
         assert!(looks < 2000, "it does not end");
     }
@@ -246,7 +315,12 @@ fn a_changed_job_is_replaced_one_task_at_a_time() {
     for (what, process) in &before {
         let same = after.get(what) == Some(process);
         let changed = what.ends_with("web-0") || what.ends_with("web-1") || what.ends_with("web-2");
-        assert_eq!(same, !changed, "{what}: {process:?} became {:?}", after.get(what));
+        assert_eq!(
+            same,
+            !changed,
+            "{what}: {process:?} became {:?}",
+            after.get(what)
+        );
     }
     one_of_each(&cell);
 }
@@ -257,13 +331,21 @@ fn a_running_service_does_not_vanish_with_its_declaration() {
     let cell = Cell::up(&plain());
     let before = cell.status().pids();
     cell.declare(&(head("plain") + &web("web", 2, "1")));
-    cell.try_up(SOON).one_error(2).says("sleeper").says("homeostat down");
+    cell.try_up(SOON)
+        .one_error(2)
+        .says("sleeper")
+        .says("homeostat down");
     assert_eq!(cell.status().pids(), before);
     // As it says: down, then up without it.
     cell.turn_down();
     cell.turn_up();
     assert_eq!(cell.status().tasks_of("web").len(), 2);
-    let asleep = cell.status().tasks_of("sleeper").iter().filter(|row| !row["pid"].is_null()).count();
+    let asleep = cell
+        .status()
+        .tasks_of("sleeper")
+        .iter()
+        .filter(|row| !row["pid"].is_null())
+        .count();
     assert_eq!(asleep, 0);
 }
 
@@ -281,23 +363,40 @@ pub fn one_of_each(cell: &Cell) {
         }
         for supervisor in cell.with_verb("supervise") {
             let run = PathBuf::from(supervisor.words().last().cloned().unwrap_or_default());
-            let name = run.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            families.entry(format!("supervisor of {name}")).or_default().push(supervisor);
+            let name = run
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            families
+                .entry(format!("supervisor of {name}"))
+                .or_default()
+                .push(supervisor);
         }
         let doubled: Vec<String> = families
             .iter()
             .filter(|(_, processes)| processes.len() != 1)
             .map(|(task, processes)| format!("{task}: {processes:?}"))
             .collect();
-        if doubled.is_empty() { Ok(()) } else { Err(doubled.join("; ")) }
+        if doubled.is_empty() {
+            Ok(())
+        } else {
+            Err(doubled.join("; "))
+        }
     };
     wait_for("one process of each task", Duration::from_secs(2), check);
 }
 
 fn parent_is_supervisor(process: Process) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap_or_default();
-    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok());
-    parent
-        .and_then(Process::find)
-        .is_some_and(|parent| parent.words().get(1).is_some_and(|verb| verb == "supervise" || verb == "keeper"))
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap_or_default();
+    let parent = status
+        .lines()
+        .find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok());
+    parent.and_then(Process::find).is_some_and(|parent| {
+        parent
+            .words()
+            .get(1)
+            .is_some_and(|verb| verb == "supervise" || verb == "keeper")
+    })
 }

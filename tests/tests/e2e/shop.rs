@@ -28,12 +28,19 @@ fn cell_file() -> String {
     let log = "\"--log\", \"${dir}/orders.log\",\n    ],";
     let listen = "\"--log\", \"${dir}/orders.log\", \"--listen\", \"${address}:${port.http}\",\n    ],\n    ports = [\"http\"],";
     let changes = [
-        ("path = [\"../../target/release/shop\", \"../../target/debug/shop\"]", program.as_str()),
+        (
+            "path = [\"../../target/release/shop\", \"../../target/debug/shop\"]",
+            program.as_str(),
+        ),
         ("\"--rate\", \"100\"", rate.as_str()),
         (log, listen),
     ];
     for (from, to) in changes {
-        assert_eq!(text.matches(from).count(), 1, "the example changed: '{from}' is not there once");
+        assert_eq!(
+            text.matches(from).count(),
+            1,
+            "the example changed: '{from}' is not there once"
+        );
         text = text.replace(from, to);
     }
     text
@@ -45,7 +52,9 @@ struct Shop {
 
 impl Shop {
     fn up() -> Self {
-        let shop = Self { cell: Cell::new(&cell_file()) };
+        let shop = Self {
+            cell: Cell::new(&cell_file()),
+        };
         shop.turn_up();
         shop
     }
@@ -60,8 +69,14 @@ impl Shop {
 
     /// Members in a role, by task.
     fn members(status: &Status, role: &str) -> Vec<String> {
-        let rows = Self::cluster(status)["members"].as_array().cloned().unwrap_or_default();
-        rows.iter().filter(|row| row["role"] == role).map(|row| row["task"].as_str().unwrap().to_owned()).collect()
+        let rows = Self::cluster(status)["members"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        rows.iter()
+            .filter(|row| row["role"] == role)
+            .map(|row| row["task"].as_str().unwrap().to_owned())
+            .collect()
     }
 
     /// The server of a member, if it lives. Its keeper is the member's task.
@@ -73,11 +88,15 @@ impl Shop {
 
     #[track_caller]
     fn server(status: &Status, member: &str) -> Process {
-        Self::find_server(status, member).unwrap_or_else(|| panic!("{member} has no living server: {}", status.0))
+        Self::find_server(status, member)
+            .unwrap_or_else(|| panic!("{member} has no living server: {}", status.0))
     }
 
     fn primary(status: &Status) -> String {
-        Self::cluster(status)["primary"].as_str().unwrap_or_else(|| panic!("no primary: {}", status.0)).to_owned()
+        Self::cluster(status)["primary"]
+            .as_str()
+            .unwrap_or_else(|| panic!("no primary: {}", status.0))
+            .to_owned()
     }
 
     fn epoch(status: &Status) -> u64 {
@@ -87,8 +106,14 @@ impl Shop {
     /// What the customers noticed since they began.
     fn report(&self) -> Result<Value, String> {
         let status = self.cell.try_status()?;
-        let row = status.find("tasks", "shop-load-0").ok_or("there is no load")?;
-        let at = format!("{}:{}", row["address"].as_str().unwrap_or_default(), row["ports"]["http"]);
+        let row = status
+            .find("tasks", "shop-load-0")
+            .ok_or("there is no load")?;
+        let at = format!(
+            "{}:{}",
+            row["address"].as_str().unwrap_or_default(),
+            row["ports"]["http"]
+        );
         let (_, body) = net::get(&at, "/report")?;
         serde_json::from_str(&body).map_err(|error| format!("{error}: {body}"))
     }
@@ -101,8 +126,15 @@ impl Shop {
 
     fn log(&self) -> PathBuf {
         let status = self.cell.status();
-        let machine = status.row("tasks", "shop-load-0")["machine"].as_str().unwrap().to_owned();
-        self.cell.state().join("machines").join(machine).join("data/shop-load-0/orders.log")
+        let machine = status.row("tasks", "shop-load-0")["machine"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        self.cell
+            .state()
+            .join("machines")
+            .join(machine)
+            .join("data/shop-load-0/orders.log")
     }
 
     /// Orders are acknowledged again: more than were under way.
@@ -112,18 +144,34 @@ impl Shop {
         let before = lines();
         wait_for("orders go on", within, || {
             let now = lines();
-            if now > before + 40 { Ok(()) } else { Err(format!("{now} acknowledged, {before} before")) }
+            if now > before + 40 {
+                Ok(())
+            } else {
+                Err(format!("{now} acknowledged, {before} before"))
+            }
         });
     }
 
     /// Asks the auditor about every order that was ever acknowledged.
     #[track_caller]
     fn orders_are_kept(&self) {
-        let at = self.cell.run(&["endpoint", "shop-web"]).expect(0).out.trim().to_owned();
+        let at = self
+            .cell
+            .run(&["endpoint", "shop-web"])
+            .expect(0)
+            .out
+            .trim()
+            .to_owned();
         let mut audit = Command::new(shop());
         audit.args(["orders-kept", "--full", "--to", &at]);
-        audit.arg("--log").arg(self.log()).arg("--state").arg(self.cell.home().path().join("audit.json"));
-        let ran = Running::start(audit).finish(Duration::from_secs(60)).expect(0);
+        audit
+            .arg("--log")
+            .arg(self.log())
+            .arg("--state")
+            .arg(self.cell.home().path().join("audit.json"));
+        let ran = Running::start(audit)
+            .finish(Duration::from_secs(60))
+            .expect(0);
         ran.prints("kept: ");
     }
 
@@ -143,15 +191,16 @@ impl Shop {
     fn fail_over(&self, what: &str, victim: Process) -> Status {
         let before = self.cell.status();
         victim.kill();
-        self.cell.await_status(&format!("a new epoch after {what}"), SERVED, |status| {
-            let (epoch, was) = (Self::epoch(status), Self::epoch(&before));
-            let cluster = Self::cluster(status);
-            if epoch > was && cluster["primary"].is_string() {
-                Ok(())
-            } else {
-                Err(format!("epoch {epoch}, was {was}: {cluster}"))
-            }
-        });
+        self.cell
+            .await_status(&format!("a new epoch after {what}"), SERVED, |status| {
+                let (epoch, was) = (Self::epoch(status), Self::epoch(&before));
+                let cluster = Self::cluster(status);
+                if epoch > was && cluster["primary"].is_string() {
+                    Ok(())
+                } else {
+                    Err(format!("epoch {epoch}, was {was}: {cluster}"))
+                }
+            });
         self.orders_go_on(SERVED);
         self.is_well_again()
     }
@@ -161,13 +210,24 @@ impl Shop {
         let before = self.cell.status();
         let victim = role(&before).unwrap_or_else(|| panic!("there is no {what}: {}", before.0));
         victim.kill();
-        self.cell.await_status(&format!("another {what}"), WELL, |status| match role(status) {
-            Some(now) if now != victim => Ok(()),
-            found => Err(format!("{found:?}, killed {victim:?}")),
-        });
+        self.cell
+            .await_status(&format!("another {what}"), WELL, |status| {
+                match role(status) {
+                    Some(now) if now != victim => Ok(()),
+                    found => Err(format!("{found:?}, killed {victim:?}")),
+                }
+            });
         let after = self.is_well_again();
-        assert_eq!(Self::primary(&after), Self::primary(&before), "the primary changed after {what}");
-        assert_eq!(Self::epoch(&after), Self::epoch(&before), "the epoch changed after {what}");
+        assert_eq!(
+            Self::primary(&after),
+            Self::primary(&before),
+            "the primary changed after {what}"
+        );
+        assert_eq!(
+            Self::epoch(&after),
+            Self::epoch(&before),
+            "the epoch changed after {what}"
+        );
         after
     }
 
@@ -183,7 +243,10 @@ fn the_shop_survives_the_death_of_anyone() {
     let shop = Shop::up();
     shop.is_well_again();
     let note = |what: &str, began: std::time::Instant| {
-        turn.note(&format!("{what}: well again after {:.1} s", began.elapsed().as_secs_f64()));
+        turn.note(&format!(
+            "{what}: well again after {:.1} s",
+            began.elapsed().as_secs_f64()
+        ));
     };
     let now = std::time::Instant::now;
 
@@ -194,7 +257,9 @@ fn the_shop_survives_the_death_of_anyone() {
     let began = now();
     let status = shop.cell.status();
     let replica = Shop::members(&status, "replica").remove(0);
-    shop.bear("a replica's server", |status| Shop::find_server(status, &replica));
+    shop.bear("a replica's server", |status| {
+        Shop::find_server(status, &replica)
+    });
     note("a replica's server", began);
 
     let began = now();
@@ -202,9 +267,19 @@ fn the_shop_survives_the_death_of_anyone() {
     let primary = Shop::primary(&status);
     let after = shop.fail_over("the primary's server", Shop::server(&status, &primary));
     assert_ne!(Shop::primary(&after), primary, "another member is primary");
-    assert_eq!(Shop::members(&after, "replica").len(), 2, "the old primary came back as a replica");
+    assert_eq!(
+        Shop::members(&after, "replica").len(),
+        2,
+        "the old primary came back as a replica"
+    );
     let why = shop.cell.run(&["why", "shop-db"]).expect(0);
-    for word in ["evidence", "fence", "complete", &primary, &Shop::primary(&after)] {
+    for word in [
+        "evidence",
+        "fence",
+        "complete",
+        &primary,
+        &Shop::primary(&after),
+    ] {
         assert!(why.out.contains(word), "`why` does not say '{word}': {why}");
     }
     note("the primary's server", began);
@@ -221,11 +296,19 @@ fn the_shop_survives_the_death_of_anyone() {
     let status = shop.cell.status();
     let primary = Shop::primary(&status);
     let server = Shop::server(&status, &primary);
-    shop.fail_over("the primary's keeper", status.process(&format!("supervisor {primary}")));
+    shop.fail_over(
+        "the primary's keeper",
+        status.process(&format!("supervisor {primary}")),
+    );
     assert!(!server.lives(), "the server goes on without its keeper");
     note("the primary's keeper", began);
 
-    for what in ["supervisor shop-web-1", "endpoint m1", "endpoint m2", "controller"] {
+    for what in [
+        "supervisor shop-web-1",
+        "endpoint m1",
+        "endpoint m2",
+        "controller",
+    ] {
         let began = now();
         let status = shop.cell.status();
         let server = Shop::server(&status, &Shop::primary(&status));
@@ -236,7 +319,10 @@ fn the_shop_survives_the_death_of_anyone() {
     let began = now();
     let status = shop.cell.status();
     let primary = Shop::primary(&status);
-    let machine = status.row("tasks", &primary)["machine"].as_str().unwrap().to_owned();
+    let machine = status.row("tasks", &primary)["machine"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     shop.bear_process(&format!("agent {machine}"));
     note("the agent of the primary", began);
     assert!(Shop::server(&shop.cell.status(), &primary).lives());
@@ -250,7 +336,11 @@ fn the_shop_survives_the_death_of_anyone() {
     let was = Shop::epoch(&status);
     shop.cell.await_status("a new epoch", SERVED, |status| {
         let epoch = Shop::epoch(status);
-        if epoch > was { Ok(()) } else { Err(format!("epoch {epoch}, was {was}")) }
+        if epoch > was {
+            Ok(())
+        } else {
+            Err(format!("epoch {epoch}, was {was}"))
+        }
     });
     shop.is_well_again();
     note("controller and primary together", began);
@@ -275,15 +365,26 @@ fn after_the_power_cord_the_shop_has_all_its_orders() {
     // Replicas that have received orders (and so acknowledged them) which they cannot apply: somebody who may read
     // there holds the table.
     let replicas = Shop::members(&before, "replica");
-    let holds: Vec<Running> = replicas.iter().map(|replica| hold_the_table(&shop, &before, replica)).collect();
-    let at_hold: Vec<u64> = replicas.iter().map(|replica| rows_on(&shop, &before, replica)).collect();
+    let holds: Vec<Running> = replicas
+        .iter()
+        .map(|replica| hold_the_table(&shop, &before, replica))
+        .collect();
+    let at_hold: Vec<u64> = replicas
+        .iter()
+        .map(|replica| rows_on(&shop, &before, replica))
+        .collect();
     let acknowledged = shop.acknowledged();
-    wait_until("orders are acknowledged by replicas that do not apply them", SERVED, || {
-        shop.acknowledged() > acknowledged + 100
-    });
+    wait_until(
+        "orders are acknowledged by replicas that do not apply them",
+        SERVED,
+        || shop.acknowledged() > acknowledged + 100,
+    );
     for (replica, held) in replicas.iter().zip(&at_hold) {
         let rows = rows_on(&shop, &before, replica);
-        assert!(rows <= held + 16, "{replica} applies all the same: {held} rows, then {rows}");
+        assert!(
+            rows <= held + 16,
+            "{replica} applies all the same: {held} rows, then {rows}"
+        );
     }
 
     let acknowledged = shop.acknowledged();
@@ -291,8 +392,16 @@ fn after_the_power_cord_the_shop_has_all_its_orders() {
     drop(holds);
     shop.turn_up();
     let after = shop.cell.status();
-    assert!(Shop::epoch(&after) > Shop::epoch(&before), "{} -> {}", Shop::epoch(&before), Shop::epoch(&after));
-    assert!(shop.acknowledged() >= acknowledged, "the customers' own log lost lines");
+    assert!(
+        Shop::epoch(&after) > Shop::epoch(&before),
+        "{} -> {}",
+        Shop::epoch(&before),
+        Shop::epoch(&after)
+    );
+    assert!(
+        shop.acknowledged() >= acknowledged,
+        "the customers' own log lost lines"
+    );
     shop.is_well_again();
 
     // Once more, with nothing prepared.
@@ -302,7 +411,10 @@ fn after_the_power_cord_the_shop_has_all_its_orders() {
     let after = shop.is_well_again();
     assert!(Shop::epoch(&after) > Shop::epoch(&before));
     assert_eq!(Shop::members(&after, "replica").len(), 2);
-    turn.note(&format!("{} orders acknowledged in all", shop.acknowledged()));
+    turn.note(&format!(
+        "{} orders acknowledged in all",
+        shop.acknowledged()
+    ));
 
     // And an orderly end, after which the data are there too.
     shop.cell.turn_down();
@@ -323,14 +435,24 @@ fn many_power_cords() {
         shop.turn_up();
         let after = shop.is_well_again();
         assert!(Shop::epoch(&after) > Shop::epoch(&before), "round {round}");
-        turn.note(&format!("round {round}: {} orders, epoch {}", shop.acknowledged(), Shop::epoch(&after)));
+        turn.note(&format!(
+            "round {round}: {} orders, epoch {}",
+            shop.acknowledged(),
+            Shop::epoch(&after)
+        ));
     }
 }
 
 /// An option file for the client, as the application's user, to one member and not through the endpoint.
 fn options_for(shop: &Shop, status: &Status, member: &str) -> PathBuf {
     let dsn = shop.cell.run(&["sql", "shop-db", "--dsn"]).expect(0).out;
-    let login = dsn.trim().strip_prefix("mysql://").unwrap().split('@').next().unwrap();
+    let login = dsn
+        .trim()
+        .strip_prefix("mysql://")
+        .unwrap()
+        .split('@')
+        .next()
+        .unwrap();
     let (user, password) = login.split_once(':').unwrap();
     let row = status.row("tasks", member);
     let port = row["ports"].as_object().unwrap().values().next().unwrap();
@@ -347,13 +469,23 @@ fn options_for(shop: &Shop, status: &Status, member: &str) -> PathBuf {
 fn client(options: &Path, statement: &str) -> Command {
     let mut command = Command::new("mariadb");
     command.arg(format!("--defaults-file={}", options.display()));
-    command.args(["--batch", "--skip-column-names", "--unbuffered", "--execute", statement, "shop"]);
+    command.args([
+        "--batch",
+        "--skip-column-names",
+        "--unbuffered",
+        "--execute",
+        statement,
+        "shop",
+    ]);
     command
 }
 
 fn hold_the_table(shop: &Shop, status: &Status, member: &str) -> Running {
     let options = options_for(shop, status, member);
-    let holder = Running::start(client(&options, "LOCK TABLES orders READ; SELECT SLEEP(600)"));
+    let holder = Running::start(client(
+        &options,
+        "LOCK TABLES orders READ; SELECT SLEEP(600)",
+    ));
     let holds = "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE INFO LIKE '%SLEEP(600)%' AND ID <> CONNECTION_ID()";
     wait_until(&format!("the table is held on {member}"), SERVED, || {
         let seen = Running::start(client(&options, holds)).finish(SERVED);
@@ -364,7 +496,9 @@ fn hold_the_table(shop: &Shop, status: &Status, member: &str) -> Running {
 
 fn rows_on(shop: &Shop, status: &Status, member: &str) -> u64 {
     let options = options_for(shop, status, member);
-    let ran = Running::start(client(&options, "SELECT COUNT(*) FROM orders")).finish(SERVED).expect(0);
+    let ran = Running::start(client(&options, "SELECT COUNT(*) FROM orders"))
+        .finish(SERVED)
+        .expect(0);
     ran.out.trim().parse().unwrap()
 }
 
@@ -376,19 +510,35 @@ fn a_switchover_is_ordered_and_costs_a_moment() {
     let errors = shop.report().unwrap()["errors"].as_u64().unwrap();
     let primary = Shop::primary(&before);
 
-    shop.cell.run_within(&["switchover", "shop-db"], SERVED).expect(0);
+    shop.cell
+        .run_within(&["switchover", "shop-db"], SERVED)
+        .expect(0);
     let after = shop.is_well_again();
     assert_ne!(Shop::primary(&after), primary);
     assert!(Shop::epoch(&after) > Shop::epoch(&before));
-    assert_eq!(Shop::server(&after, &primary), Shop::server(&before, &primary), "no server is restarted");
+    assert_eq!(
+        Shop::server(&after, &primary),
+        Shop::server(&before, &primary),
+        "no server is restarted"
+    );
 
     // To a member by name, and back.
-    shop.cell.run_within(&["switchover", "shop-db", "--to", &primary], SERVED).expect(0);
+    shop.cell
+        .run_within(&["switchover", "shop-db", "--to", &primary], SERVED)
+        .expect(0);
     let after = shop.is_well_again();
     assert_eq!(Shop::primary(&after), primary);
-    shop.cell.run(&["switchover", "shop-db", "--to", "nobody-7"]).one_error_of(&[1, 2]).says("nobody-7");
-    shop.cell.run(&["switchover", "shop-db", "--to", &primary]).one_error_of(&[1, 2]).says("already");
-    shop.cell.run(&["switchover", "shop-web"]).one_error_of(&[1, 2]);
+    shop.cell
+        .run(&["switchover", "shop-db", "--to", "nobody-7"])
+        .one_error_of(&[1, 2])
+        .says("nobody-7");
+    shop.cell
+        .run(&["switchover", "shop-db", "--to", &primary])
+        .one_error_of(&[1, 2])
+        .says("already");
+    shop.cell
+        .run(&["switchover", "shop-web"])
+        .one_error_of(&[1, 2]);
 
     // A client may see each of its connections cut once a change, and ask a few times until there is a primary.
     let report = shop.report().unwrap();
@@ -404,34 +554,74 @@ fn a_switchover_is_ordered_and_costs_a_moment() {
 
 /// What the application may do, and where its password is not.
 fn clients_and_secrets(shop: &Shop) {
-    shop.sql("SELECT COUNT(*) >= 40 FROM orders").expect(0).prints("1");
-    shop.sql("SELECT nonsense FROM orders").expect(1).says("nonsense");
-    shop.cell.run(&["sql", "shop-web", "-e", "SELECT 1"]).one_error_of(&[1, 2]);
-    let dsn = shop.cell.run(&["sql", "shop-db", "--dsn"]).expect(0).out.trim().to_owned();
-    assert!(dsn.starts_with("mysql://app:") && dsn.ends_with("/shop"), "{dsn}");
+    shop.sql("SELECT COUNT(*) >= 40 FROM orders")
+        .expect(0)
+        .prints("1");
+    shop.sql("SELECT nonsense FROM orders")
+        .expect(1)
+        .says("nonsense");
+    shop.cell
+        .run(&["sql", "shop-web", "-e", "SELECT 1"])
+        .one_error_of(&[1, 2]);
+    let dsn = shop
+        .cell
+        .run(&["sql", "shop-db", "--dsn"])
+        .expect(0)
+        .out
+        .trim()
+        .to_owned();
+    assert!(
+        dsn.starts_with("mysql://app:") && dsn.ends_with("/shop"),
+        "{dsn}"
+    );
 
     // failover.md, section 8: what would let an application end the protection of its own writes.
     let grants = shop.sql("SHOW GRANTS").expect(0).out;
-    let reserved = ["SUPER", "ADMIN", "RELOAD", "SHUTDOWN", "FILE", "PROCESS", "REPLICATION", "CREATE USER", "GRANT OPTION"];
+    let reserved = [
+        "SUPER",
+        "ADMIN",
+        "RELOAD",
+        "SHUTDOWN",
+        "FILE",
+        "PROCESS",
+        "REPLICATION",
+        "CREATE USER",
+        "GRANT OPTION",
+    ];
     for line in grants.lines().skip(1) {
         let global = line.contains(" ON *.* ");
-        assert!(!global || line.starts_with("GRANT USAGE ON *.* "), "more than usage of everything: {line}");
+        assert!(
+            !global || line.starts_with("GRANT USAGE ON *.* "),
+            "more than usage of everything: {line}"
+        );
         for word in reserved {
             assert!(!line.contains(word), "the application has {word}: {line}");
         }
     }
-    for statement in
-        ["SET GLOBAL read_only = 1", "SET SESSION sql_log_bin = 0", "SHUTDOWN", "STOP SLAVE", "FLUSH TABLES WITH READ LOCK"]
-    {
+    for statement in [
+        "SET GLOBAL read_only = 1",
+        "SET SESSION sql_log_bin = 0",
+        "SHUTDOWN",
+        "STOP SLAVE",
+        "FLUSH TABLES WITH READ LOCK",
+    ] {
         let ran = shop.sql(statement).expect(1);
         assert!(ran.err.contains("denied"), "{statement}: {ran}");
     }
 
-    let password = dsn.split(':').nth(2).and_then(|rest| rest.split('@').next()).unwrap().to_owned();
+    let password = dsn
+        .split(':')
+        .nth(2)
+        .and_then(|rest| rest.split('@').next())
+        .unwrap()
+        .to_owned();
     assert!(password.len() >= 16, "a short password");
     for process in homeostat_tests::process::all() {
         let said = process.words().join(" ");
-        assert!(!said.contains(&password), "the password is on a command line: {said}");
+        assert!(
+            !said.contains(&password),
+            "the password is on a command line: {said}"
+        );
         let environment = fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
         assert!(
             !String::from_utf8_lossy(&environment).contains(&password),
@@ -445,7 +635,9 @@ fn clients_and_secrets(shop: &Shop) {
 /// No file of the cell that others may read has the password in it.
 fn readable_by_others(folder: &Path, password: &str) {
     for entry in fs::read_dir(folder).unwrap().flatten() {
-        let Ok(metadata) = entry.metadata() else { continue };
+        let Ok(metadata) = entry.metadata() else {
+            continue;
+        };
         if metadata.is_dir() {
             // A folder that others may not enter hides what is in it.
             if metadata.permissions().mode() & 0o001 != 0 {
@@ -453,8 +645,14 @@ fn readable_by_others(folder: &Path, password: &str) {
             }
         } else if metadata.is_file() && metadata.permissions().mode() & 0o004 != 0 {
             let text = fs::read(entry.path()).unwrap_or_default();
-            let found = text.windows(password.len()).any(|window| window == password.as_bytes());
-            assert!(!found, "everybody may read the password in {}", entry.path().display());
+            let found = text
+                .windows(password.len())
+                .any(|window| window == password.as_bytes());
+            assert!(
+                !found,
+                "everybody may read the password in {}",
+                entry.path().display()
+            );
         }
     }
 }
@@ -466,7 +664,11 @@ fn the_database_service_may_be_a_process_of_its_own() {
     let (admin, handle) = (home.path().join("admin"), home.path().join("handle"));
     let cell = Cell::at(home, &cell_file());
     let mut service = Command::new(homeostat());
-    service.arg("sql-service").arg(&handle).arg(&admin).arg("shop-db");
+    service
+        .arg("sql-service")
+        .arg(&handle)
+        .arg(&admin)
+        .arg("shop-db");
     let start = || {
         let mut again = Command::new(service.get_program());
         again.args(service.get_args());
@@ -484,7 +686,9 @@ fn the_database_service_may_be_a_process_of_its_own() {
     let primary = Shop::primary(&status);
     let after = shop.fail_over("the primary's server", Shop::server(&status, &primary));
     assert_ne!(Shop::primary(&after), primary);
-    shop.cell.run_within(&["switchover", "shop-db"], SERVED).expect(0);
+    shop.cell
+        .run_within(&["switchover", "shop-db"], SERVED)
+        .expect(0);
     let after = shop.is_well_again();
 
     // Without it the database goes on, and nobody decides; with it again somebody does.
@@ -495,11 +699,22 @@ fn the_database_service_may_be_a_process_of_its_own() {
     let service = start();
     let was = Shop::epoch(&after);
     shop.cell.await_status("a new epoch", SERVED, |status| {
-        let epoch = status.find("sql", "shop-db").and_then(|row| row["epoch"].as_u64());
-        if epoch.is_some_and(|epoch| epoch > was) { Ok(()) } else { Err(format!("epoch {epoch:?}, was {was}")) }
+        let epoch = status
+            .find("sql", "shop-db")
+            .and_then(|row| row["epoch"].as_u64());
+        if epoch.is_some_and(|epoch| epoch > was) {
+            Ok(())
+        } else {
+            Err(format!("epoch {epoch:?}, was {was}"))
+        }
     });
     shop.is_well_again();
-    turn.note(&format!("{} orders acknowledged in all", shop.acknowledged()));
-    shop.cell.run_within(&["down", "--yes"], Duration::from_secs(60)).expect(0);
+    turn.note(&format!(
+        "{} orders acknowledged in all",
+        shop.acknowledged()
+    ));
+    shop.cell
+        .run_within(&["down", "--yes"], Duration::from_secs(60))
+        .expect(0);
     drop(service);
 }

@@ -151,14 +151,18 @@ impl SqlServer {
                 })
                 .map(|member| member.task.clone())
                 .ok_or_else(|| {
-                    Refusal::not_now(format!("no member of {service} can take over now; see: why"))
+                    Refusal::not_now(format!(
+                        "no member of {service} can take over now; see: why"
+                    ))
                 })?,
         };
         if to == from {
             return Err(Refusal::not_now(format!("{to} is the primary already")));
         }
         if !cluster.members.iter().any(|member| member.task == to) {
-            return Err(Refusal::bad_request(format!("{to} is not a member of {service}")));
+            return Err(Refusal::bad_request(format!(
+                "{to} is not a member of {service}"
+            )));
         }
         Ok(ActReply {
             text: format!("make {to} the primary of {service} instead of {from}"),

@@ -150,7 +150,8 @@ async fn act(
         .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
         .collect();
     server
-        .act(ActRequest { by: String::new(),
+        .act(ActRequest {
+            by: String::new(),
             service: SERVICE.into(),
             verb: verb.into(),
             arguments,
