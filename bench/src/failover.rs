@@ -75,23 +75,7 @@ pub async fn measure(
     cell.customer_rate(0).await?;
     let (_held, door) = endpoint(cell).await?;
     let loads = (Load::start(door).await?, Load::start(floor.door()).await?);
-    let most = (
-        loads.0.throughput(plan.warm_up, plan.throughput).await,
-        loads.1.throughput(plan.warm_up, plan.throughput).await,
-    );
-    // "Half of the throughput measured in that run"; the floor's only where the floor is the slower one.
-    let per_second = most.0.min(most.1) / 2.0;
-    if per_second < 1.0 {
-        bail!(
-            "hardly any order is acknowledged ({:.1} and {:.1} per second)",
-            most.0,
-            most.1
-        );
-    }
-    eprintln!(
-        "failover: throughput {:.0}/s, of the floor {:.0}/s; the load is {per_second:.0}/s",
-        most.0, most.1
-    );
+    let (most, per_second) = half_of_throughput(plan, &loads).await?;
     let (mut own, mut by_hand, mut decided) = (Side::default(), Side::default(), Vec::new());
     for round in 1..=plan.kills {
         let turns = if round % 2 == 0 {
@@ -139,6 +123,25 @@ pub async fn measure(
     }
     .render()?;
     Ok((text, json, lost.0))
+}
+
+/// What cell and floor can do, and half of it; the floor's only where the floor is the slower one.
+async fn half_of_throughput(
+    plan: &Plan,
+    loads: &(Load, Load),
+) -> anyhow::Result<((f64, f64), f64)> {
+    let most = (
+        loads.0.throughput(plan.warm_up, plan.throughput).await,
+        loads.1.throughput(plan.warm_up, plan.throughput).await,
+    );
+    let (cell, floor, half) = (most.0, most.1, most.0.min(most.1) / 2.0);
+    if half < 1.0 {
+        bail!("hardly any order is acknowledged ({cell:.1} and {floor:.1} per second)");
+    }
+    eprintln!(
+        "failover: throughput {cell:.0}/s, of the floor {floor:.0}/s; the load is {half:.0}/s"
+    );
+    Ok((most, half))
 }
 
 /// Kills the cell's primary and waits until all is well again. Returns how long the decider took by its own account,

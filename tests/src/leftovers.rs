@@ -75,8 +75,9 @@ pub(crate) fn left(
         run.filter(|run| run.exists())
             .map(|run| format!("run folder {}", run.display())),
     );
-    // An empty one holds nothing of anybody: a refused `up` may have made it.
-    if fs::read_dir(state).is_ok_and(|mut entries| entries.next().is_some()) {
+    // A refused `up` may have made it, and waited there for its turn.
+    let mut held = fs::read_dir(state).into_iter().flatten().flatten();
+    if held.any(|entry| entry.file_name() != "turn") {
         left.push(format!("state folder {}", state.display()));
     }
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();

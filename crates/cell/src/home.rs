@@ -72,9 +72,9 @@ pub enum HomeError {
     )]
     NotEmpty(PathBuf, String),
     #[error(
-        "tasks run as user {uid}, which may not enter {path}; choose a --state below a folder that everybody may enter, such as /var/lib/homeostat"
+        "tasks run as a user of their own, who may not enter {0}; choose a --state below a folder that everybody may enter, such as /var/lib/homeostat"
     )]
-    Unreachable { uid: u32, path: PathBuf },
+    Unreachable(PathBuf),
     #[error("all 254 blocks of addresses 127.77.N.0 are in use")]
     NoBlock,
     #[error("a cell has at most 250 local machines, this one declares {0}")]
@@ -172,8 +172,8 @@ pub fn make(
         None => free_block(state)?,
     };
     let task_user = root.then_some(FIRST_TASK_USER + u32::from(block));
-    if let Some(uid) = task_user {
-        enterable(state, uid)?;
+    if root {
+        enterable(state)?;
     }
     // It stays where it is: processes of the cell may live, and the environment of this one may be another.
     let run = match &existing {
@@ -278,14 +278,12 @@ fn make_state(state: &Path) -> Result<(), HomeError> {
             return Err(HomeError::NotEmpty(state.to_owned(), few.join(", ")));
         }
     }
-    make_folder(
-        state,
-        if rustix::process::geteuid().is_root() {
-            0o711
-        } else {
-            0o700
-        },
-    )
+    if !rustix::process::geteuid().is_root() {
+        return make_folder(state, 0o700);
+    }
+    let absolute = std::path::absolute(state).map_err(HomeError::io("cannot find", state))?;
+    enterable(&absolute)?;
+    make_folder(state, 0o711)
 }
 
 /// What is in a folder and not of a cell.
@@ -315,15 +313,16 @@ fn make_folder(path: &Path, mode: u32) -> Result<(), HomeError> {
         .map_err(HomeError::io("cannot make folder", path))
 }
 
-/// Every folder above the state must let the tasks' user through.
-fn enterable(state: &Path, uid: u32) -> Result<(), HomeError> {
+/// Every folder above the state must let the tasks' user through, and the state itself once it is there.
+fn enterable(state: &Path) -> Result<(), HomeError> {
     for folder in state.ancestors() {
-        let metadata = fs::metadata(folder).map_err(HomeError::io("cannot look at", folder))?;
+        let metadata = match fs::metadata(folder) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(HomeError::io("cannot look at", folder)(error)),
+        };
         if metadata.permissions().mode() & 0o001 == 0 {
-            return Err(HomeError::Unreachable {
-                uid,
-                path: folder.to_owned(),
-            });
+            return Err(HomeError::Unreachable(folder.to_owned()));
         }
     }
     Ok(())
@@ -368,14 +367,18 @@ pub fn mark_up(layout: &CellLayout) -> Result<(), HomeError> {
 
 fn run_base() -> PathBuf {
     let user = rustix::process::geteuid();
-    // Not in /tmp: what is old there is removed by the system, and a cell lives for longer than that.
-    if user.is_root() && Path::new("/run").is_dir() {
-        return PathBuf::from("/run/homeostat");
-    }
-    match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
-        // Long ones leave no room for the sockets' own names.
-        Some(path) if path.is_absolute() && path.is_dir() && path.as_os_str().len() < 30 => {
-            path.join("homeostat")
+    let given = std::env::var_os("XDG_RUNTIME_DIR")
+        .map(PathBuf::from)
+        .filter(|path| {
+            // Long ones leave no room for the sockets' own names; in somebody else's folder ours could be replaced.
+            path.is_absolute() && path.as_os_str().len() < 30 && is_ours(path)
+        });
+    match given {
+        // Root's login sessions come and go, and this folder with them; so it is not for what root keeps running.
+        Some(path) if !(user.is_root() && path.starts_with("/run/user")) => path.join("homeostat"),
+        // Not in /tmp, where the system removes what is old: a cell lives for longer than that.
+        Some(_) | None if user.is_root() && Path::new("/run").is_dir() => {
+            PathBuf::from("/run/homeostat")
         }
         Some(_) | None => PathBuf::from(format!("/tmp/homeostat-{}", user.as_raw())),
     }
@@ -402,10 +405,26 @@ pub fn claim(block: u8) -> Option<BlockClaim> {
 fn free_block(state: &Path) -> Result<u8, HomeError> {
     let digest = Sha256::digest(state.as_os_str().as_encoded_bytes());
     let start = u16::from(digest[0]);
+    // A cell whose warden died claims nothing and serves on.
+    let serving: Vec<u8> = fs::read_to_string("/proc/net/tcp")
+        .unwrap_or_default()
+        .lines()
+        .filter_map(listening_block)
+        .collect();
     (0..254u16)
         .filter_map(|offset| u8::try_from((start + offset) % 254 + 1).ok())
-        .find(|block| claim(*block).is_some())
+        .find(|block| !serving.contains(block) && claim(*block).is_some())
         .ok_or(HomeError::NoBlock)
+}
+
+/// The block of a listening socket, from its line in /proc/net/tcp: `0: 01014D7F:1B59 00000000:0000 0A …`, which is the
+/// address as a number of this machine, the port, the other side, and the state.
+fn listening_block(line: &str) -> Option<u8> {
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let (address, _) = fields.next()?.split_once(':')?;
+    let is_listening = fields.nth(1)? == "0A";
+    let [first, second, block, _] = u32::from_str_radix(address, 16).ok()?.to_ne_bytes();
+    (is_listening && (first, second) == (127, 77)).then_some(block)
 }
 
 /// Removes everything of a cell, and nothing else. Its processes must have ended. What else is in the state folder stays,
@@ -549,6 +568,24 @@ mod tests {
         assert_eq!(
             addresses(&after),
             ["127.77.9.3", "127.77.9.1", "127.77.9.2"]
+        );
+    }
+
+    #[test]
+    fn a_block_in_which_somebody_listens_is_seen() {
+        let listener = TcpListener::bind("127.77.253.7:0").unwrap();
+        let found = |text: String| {
+            text.lines()
+                .filter_map(listening_block)
+                .any(|block| block == 253)
+        };
+        assert!(found(fs::read_to_string("/proc/net/tcp").unwrap()));
+        drop(listener);
+        let connected = "  0: 07FD4D7F:1B59 0100007F:8E2C 01 00000000:00000000";
+        assert!(!found(connected.to_owned()), "only listeners count");
+        assert!(
+            !found(connected.replace(" 01 ", " 0A ").replace("4D7F", "007F")),
+            "another network"
         );
     }
 }

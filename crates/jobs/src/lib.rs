@@ -1,9 +1,11 @@
 //! The admin server of plain jobs: N equal tasks, an endpoint over those that run.
 //!
 //! It uses nothing but the public contract (`CellHandle`), exactly as a team's own admin server would. What to do
-//! next is a pure function ([`reconcile`]); [`server`] carries it out and looks again.
+//! next is a pure function ([`reconcile`]); [`keeping`] carries it out and looks again; [`server`] is how the cell asks.
 
+mod keeping;
 mod launch;
+mod order;
 mod reconcile;
 mod server;
 

@@ -1,6 +1,6 @@
 //! What people do: up, look, change, down; twice, at once, and half-way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -287,30 +287,38 @@ fn an_ordinary_user_can_run_a_cell() {
 
 #[test]
 fn a_changed_job_is_replaced_one_task_at_a_time() {
-    let turn = begin();
+    let _turn = begin();
     let text = |version: &str| head("plain") + &sleeper("sleeper", 2) + &web("web", 3, version);
     let cell = Cell::up(&text("1"));
     let before = cell.status().pids();
     cell.declare(&text("2"));
-    let mut up = cell.start_up(&["--detach", "--deadline", "60s"]);
-    let (mut looks, mut replaced) = (0, 0);
-    while !up.has_ended() || replaced < 3 {
-        let pids = cell.status().pids();
-        let web: Vec<&Process> = pids
-            .iter()
-            .filter(|(what, _)| what.starts_with("task web-"))
-            .map(|(_, process)| process)
-            .collect();
-        assert!(web.len() >= 2, "more than one was away at once: {web:?}");
-        replaced = web
-            .iter()
-            .filter(|process| process.variable("E2E_VERSION").as_deref() == Some("2"))
-            .count();
-        looks += 1;
-        assert!(looks < 2000, "it does not end");
+    cell.turn_up();
+    cell.await_status("all are of the new version", SOON, |status| {
+        let pids = status.pids();
+        let tasks = ["task web-0", "task web-1", "task web-2"].map(|what| pids.get(what));
+        let new = |process: &&Process| process.variable("E2E_VERSION").as_deref() == Some("2");
+        match tasks.iter().flatten().copied().filter(new).count() {
+            3 => Ok(()),
+            count => Err(format!("{count} are")),
+        }
+    });
+    // Every end and beginning is an event, in order.
+    let mut away = BTreeSet::new();
+    let mut ends = 0;
+    for event in cell.events().iter().filter(|event| event["kind"] == "task") {
+        let (task, text) = (event["about"].to_string(), event["text"].to_string());
+        if !task.contains("web-") {
+            continue;
+        }
+        if text.contains("runs on") {
+            away.remove(&task);
+        } else {
+            ends += 1;
+            away.insert(task);
+        }
+        assert!(away.len() <= 1, "away at the same time: {away:?}");
     }
-    up.finish(SOON).expect(0);
-    turn.note(&format!("looked {looks} times during the replacement"));
+    assert_eq!(ends, 3, "each ended once");
     let after = cell.await_well(SOON).pids();
     for (what, process) in &before {
         let same = after.get(what) == Some(process);
