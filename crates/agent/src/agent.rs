@@ -235,6 +235,10 @@ impl Agent {
             }
             Wake::ForwarderGone if self.forwarder.is_ending() => return Flow::End,
             Wake::ForwarderGone => self.forwarder.start(&self.wakes),
+            // The cell is down, and the controller could not say so: the forwarder ends with this agent all the same.
+            Wake::Terminate if self.is_down() && !self.forwarder.is_ending() => {
+                return self.shut_down();
+            }
             Wake::Terminate => return Flow::End,
         }
         Flow::Go
@@ -371,6 +375,10 @@ impl Agent {
         };
         self.done(id, result);
         Flow::Go
+    }
+
+    fn is_down(&self) -> bool {
+        self.options.layout.down_mark().exists()
     }
 
     /// The agent ends with its forwarder; that its stream closes is the answer. It gives up on a forwarder that does not

@@ -32,6 +32,8 @@ pub(crate) async fn down(
         };
         confirm(identity.name.as_str(), loss)?;
     }
+    // An `up` that has begun gets its processes started first: before that the cell looks as if it were down already.
+    drop(home::take_turn(&layout.state).map_err(Failure::cell)?);
     let client = Client::new(&layout);
     let until = Instant::now() + WITHIN;
     let controller_until = Instant::now() + CONTROLLER_WITHIN;

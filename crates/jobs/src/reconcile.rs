@@ -11,6 +11,8 @@ pub(crate) struct Now(pub Duration);
 
 /// A task that ran for this long is healthy: its earlier failures no longer count.
 const SETTLED: Duration = Duration::from_secs(10);
+/// How long the last task that was started must have run before the next one is replaced.
+const STEADY: Duration = Duration::from_secs(1);
 /// Pause before the second start in a row, doubled for each further one. The first restart is immediate: most
 /// crashes are not loops, and a client is waiting.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -133,7 +135,7 @@ pub(crate) fn reconcile(wish: &Wish, seen: &BTreeMap<TaskName, Seen>, now: Now) 
             Start::At(_) => actions.push(Action::Start(name.clone())),
         }
     }
-    actions.extend(replace_one(wanted, seen));
+    actions.extend(replace_one(wanted, seen, now));
     actions
 }
 
@@ -176,21 +178,23 @@ fn pause(failures: u32) -> Duration {
     }
 }
 
-/// Replaces tasks that were started from something else, one at a time and only while all others run.
-fn replace_one(wanted: &Wanted, seen: &BTreeMap<TaskName, Seen>) -> Option<Action> {
+/// Replaces tasks that were started from something else, one at a time, and only while all others have run for a moment:
+/// a program that has just begun does not serve yet, or may be about to fail.
+fn replace_one(wanted: &Wanted, seen: &BTreeMap<TaskName, Seen>, now: Now) -> Option<Action> {
     let all = |name: &TaskName| seen.get(name).is_some_and(|task| task.runs() && !task.busy);
     if !wanted.tasks.iter().all(all) {
         return None;
     }
-    wanted
-        .tasks
-        .iter()
-        .find(|name| {
-            seen.get(*name).is_some_and(|task| {
-                task.fingerprint.as_deref() != Some(wanted.fingerprint.as_str())
-            })
-        })
-        .map(|name| Action::Stop(name.clone()))
+    let outdated = |name: &&TaskName| {
+        seen.get(*name)
+            .is_some_and(|task| task.fingerprint.as_deref() != Some(wanted.fingerprint.as_str()))
+    };
+    let next = wanted.tasks.iter().find(outdated)?;
+    let latest = seen.values().filter_map(|task| task.started).max();
+    match latest.map(|started| Now(started.0 + STEADY)) {
+        Some(steady) if steady > now => Some(Action::LookAgain(steady)),
+        Some(_) | None => Some(Action::Stop(next.clone())),
+    }
 }
 
 /// Failures in a row after an exit at `now`.
@@ -335,6 +339,15 @@ mod tests {
             [Action::Start(name(0))],
             "the other one waits"
         );
+        let replaced = Seen {
+            fingerprint: Some("b".into()),
+            started: Some(NOW),
+            ..task(RUNS)
+        };
+        seen.insert(name(0), replaced);
+        let steady = Now(NOW.0 + STEADY);
+        assert_eq!(reconcile(&wanted, &seen, NOW), [Action::LookAgain(steady)]);
+        assert_eq!(reconcile(&wanted, &seen, steady), [Action::Stop(name(1))]);
     }
 
     #[test]
