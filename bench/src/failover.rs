@@ -1,6 +1,7 @@
 //! Figure 3: `kill -9` of the primary's server under load, against the floor.
 //!
-//! Cell and floor take turns, and who begins changes each time, so that whatever else the machine does hits both alike.
+//! Cell, floor and the bare floor take turns, and who begins changes each time, so that whatever else the machine does hits
+//! all alike. The target is for the floor: the same statements, sent by hand with no pauses.
 //! Each round: the load runs at half of the throughput measured before, the primary's server is killed, and the longest
 //! gap between acknowledged orders is the outage, counted until all members replicate again. The load is the same code
 //! with the same rate on both; only the way to the primary differs.
@@ -15,7 +16,7 @@ use tokio::time::sleep;
 
 use crate::cell::Cell;
 use crate::chance::Chance;
-use crate::floor::Floor;
+use crate::floor::{Floor, Statements};
 use crate::load::{self, CONNECTIONS, Gap, Load, Rate};
 use crate::plan::Plan;
 use crate::stats::{Distribution, rounded, verdict};
@@ -63,8 +64,14 @@ struct Side {
 #[derive(Clone, Copy)]
 enum Turn {
     Cell,
-    Floor,
+    Floor(Statements),
 }
+
+const TURNS: [Turn; 3] = [
+    Turn::Cell,
+    Turn::Floor(Statements::Same),
+    Turn::Floor(Statements::Bare),
+];
 
 pub async fn measure(
     plan: &Plan,
@@ -76,13 +83,11 @@ pub async fn measure(
     let (_held, door) = endpoint(cell).await?;
     let loads = (Load::start(door).await?, Load::start(floor.door()).await?);
     let (most, per_second) = half_of_throughput(plan, &loads).await?;
-    let (mut own, mut by_hand, mut decided) = (Side::default(), Side::default(), Vec::new());
+    let (mut own, mut by_hand, mut bare) = (Side::default(), Side::default(), Side::default());
+    let mut decided = Vec::new();
     for round in 1..=plan.kills {
-        let turns = if round % 2 == 0 {
-            [Turn::Floor, Turn::Cell]
-        } else {
-            [Turn::Cell, Turn::Floor]
-        };
+        let mut turns = TURNS;
+        turns.rotate_left(round as usize % TURNS.len());
         for turn in turns {
             match turn {
                 Turn::Cell => {
@@ -91,21 +96,26 @@ pub async fn measure(
                     decided.push(took.with_context(|| format!("failover {round} of the cell"))?);
                     own.gaps.push(after_repair(&loads.0).await);
                 }
-                Turn::Floor => {
+                Turn::Floor(statements) => {
+                    let side = match statements {
+                        Statements::Same => &mut by_hand,
+                        Statements::Bare => &mut bare,
+                    };
                     before_fault(&loads.1, per_second, chance).await;
-                    let done = floor.fail_over(&mut by_hand.steps).await;
+                    let done = floor.fail_over(statements, &mut side.steps).await;
                     done.with_context(|| format!("failover {round} of the floor"))?;
                     loads.1.until_over().await?;
-                    by_hand.gaps.push(after_repair(&loads.1).await);
+                    side.gaps.push(after_repair(&loads.1).await);
                 }
             }
         }
         let last = |side: &Side| side.gaps.last().map_or(0.0, Gap::longest_ms);
         eprintln!(
-            "failover: {round} of {}: {:.1} ms, floor {:.1} ms",
+            "failover: {round} of {}: {:.1} ms, floor {:.1} ms, bare {:.1} ms",
             plan.kills,
             last(&own),
-            last(&by_hand)
+            last(&by_hand),
+            last(&bare)
         );
     }
     // What was under way when the load went idle has to be in the books.
@@ -117,6 +127,7 @@ pub async fn measure(
         per_second,
         own,
         by_hand,
+        bare,
         decided,
         lost,
         orders,
@@ -168,6 +179,7 @@ struct Report {
     per_second: f64,
     own: Side,
     by_hand: Side,
+    bare: Side,
     /// Of each failover of the cell; `None` where its account is not complete.
     decided: Vec<Option<f64>>,
     lost: (u64, u64),
@@ -175,6 +187,13 @@ struct Report {
 }
 
 impl Report {
+    /// Of each round: the cell's outage over the other's.
+    fn ratios(&self, other: &Side) -> anyhow::Result<Distribution> {
+        let pairs = self.own.gaps.iter().zip(&other.gaps);
+        let ratios = pairs.map(|(own, other)| own.longest_ms() / other.longest_ms());
+        Distribution::of(ratios).context("no failover was measured")
+    }
+
     fn render(self) -> anyhow::Result<(String, Value)> {
         let outages = |side: &Side| {
             Distribution::of(side.gaps.iter().map(Gap::longest_ms))
@@ -182,15 +201,17 @@ impl Report {
         };
         let errors = |side: &Side| side.gaps.iter().map(|gap| gap.errors).sum::<u64>();
         let (own, by_hand) = (outages(&self.own)?, outages(&self.by_hand)?);
-        let pairs = self.own.gaps.iter().zip(&self.by_hand.gaps);
-        let ratios =
-            Distribution::of(pairs.map(|(own, by_hand)| own.longest_ms() / by_hand.longest_ms()));
-        let ratios = ratios.context("no failover was measured")?;
+        let (ratios, bare_ratios) = (self.ratios(&self.by_hand)?, self.ratios(&self.bare)?);
+        let bare = outages(&self.bare)?;
         let of_medians = own.median() / by_hand.median();
-        let interval = match ratios.median_interval() {
+        let bound = ratios
+            .median_interval()
+            .map_or(f64::INFINITY, |(_, high)| high);
+        let told_interval = |ratios: &Distribution| match ratios.median_interval() {
             Some((low, high)) => format!("95 % interval {low:.2} to {high:.2} (order statistics)"),
             None => "too few rounds for a 95 % interval".to_owned(),
         };
+        let (interval, bare_interval) = (told_interval(&ratios), told_interval(&bare_ratios));
         let rest = self.own.gaps.iter().zip(&self.decided);
         let rest = rest.filter_map(|(gap, decided)| Some(gap.longest_ms() - (*decided)?));
         let (rest, decided) = (
@@ -205,18 +226,21 @@ impl Report {
             "Failover: kill -9 of the primary's server, {CONNECTIONS} connections, {:.0} orders/s (throughput {:.0}/s, of the \
              floor {:.0}/s)\n  \
              longest gap between acknowledged orders, in ms\n  \
-             cell   {own}\n  floor  {by_hand}\n  \
-             ratio of the medians {of_medians:.2} (target at most {TARGET_RATIO}: {}); median of the pairs' ratios {:.2}, {interval}\n  \
+             cell   {own}\n  floor  {by_hand}\n  bare   {bare}\n  \
+             to the floor: median of the pairs' ratios {:.2}, {interval} (target at most {TARGET_RATIO}: {}); ratio of the medians {of_medians:.2}\n  \
+             to the bare floor: median of the pairs' ratios {:.2}, {bare_interval}\n  \
              attempts that failed: {} (floor {}) of {} orders (floor {}); acknowledged orders lost: {} (floor {})\n  \
              the cell by its own account, from the evidence to the open endpoint, in ms\n         {}\n  \
              the rest: seeing that the server ended, and the customers' way back, in ms\n         {}\n  \
              steps of the cell, medians in ms since the evidence\n{}  \
-             steps of the floor, medians in ms since the kill\n{}",
+             steps of the floor, medians in ms since the kill\n{}  \
+             steps of the bare floor\n{}",
             self.per_second,
             self.most.0,
             self.most.1,
-            verdict(of_medians, TARGET_RATIO),
             ratios.median(),
+            verdict(bound, TARGET_RATIO),
+            bare_ratios.median(),
             errors(&self.own),
             errors(&self.by_hand),
             self.orders.0,
@@ -227,16 +251,19 @@ impl Report {
             told(&rest),
             self.own.steps.table(),
             self.by_hand.steps.table(),
+            self.bare.steps.table(),
         );
         let json = json!({
             "connections": CONNECTIONS, "orders_per_s": rounded(self.per_second),
             "throughput_per_s": rounded(self.most.0), "floor_throughput_per_s": rounded(self.most.1),
-            "outage_ms": own.json(), "floor_outage_ms": by_hand.json(), "ratio_of_medians": rounded(of_medians),
+            "outage_ms": own.json(), "floor_outage_ms": by_hand.json(), "bare_outage_ms": bare.json(), "ratio_of_medians": rounded(of_medians),
             "pair_ratios": ratios.json(), "pair_ratio_median_interval_95": ratios.median_interval().map(|(low, high)| [rounded(low), rounded(high)]),
+            "bare_pair_ratios": bare_ratios.json(), "bare_pair_ratio_median_interval_95": bare_ratios.median_interval().map(|(low, high)| [rounded(low), rounded(high)]),
             "errors": errors(&self.own), "floor_errors": errors(&self.by_hand),
             "orders": self.orders.0, "floor_orders": self.orders.1, "lost": self.lost.0, "floor_lost": self.lost.1,
             "decided_ms": decided.map(|decided| decided.json()), "rest_ms": rest.map(|rest| rest.json()),
             "steps": self.own.steps.json(), "floor_steps": self.by_hand.steps.json(),
+            "bare_steps": self.bare.steps.json(),
         });
         Ok((text, json))
     }

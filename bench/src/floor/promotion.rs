@@ -1,4 +1,5 @@
-//! The statements of a failover, sent by hand, each with the time it took.
+//! The statements of a failover, sent by hand, each with the time it took: all that the cell sends ([`Statements::Same`]), or
+//! only those without which nobody could write ([`Statements::Bare`]).
 
 use std::cell::RefCell;
 use std::time::Instant;
@@ -16,6 +17,16 @@ pub(super) struct Replica<'a> {
     pub own_id: usize,
     /// How others replicate from it.
     pub source: &'a str,
+}
+
+/// Which statements are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Statements {
+    /// What the cell sends, in its order: the replica's account is unlocked only when it was pointed anew, and clients are let
+    /// in only when a barrier commit was acknowledged.
+    Same,
+    /// No account, no barrier; clients are let in while the other replica is still being pointed anew.
+    Bare,
 }
 
 /// Writes down when each statement was over, and how long it took.
@@ -55,28 +66,67 @@ impl<'a> Stopwatch<'a> {
 /// Makes one of two replicas of a dead primary the new one, the other its replica, and calls `open` with the number of
 /// the new one as soon as that accepts writes. Returns that number.
 pub(super) async fn promote(
+    statements: Statements,
     replicas: &mut [Replica<'_>; 2],
     watch: &Stopwatch<'_>,
     open: impl FnOnce(usize),
 ) -> anyhow::Result<usize> {
     let [a, b] = replicas;
     // Both have to stop before either may be chosen: an acknowledged order is in at least one of them.
-    let (received_a, received_b) =
-        tokio::try_join!(stop_receiving(a, watch), stop_receiving(b, watch))?;
+    let (received_a, received_b) = tokio::try_join!(
+        stop_receiving(statements, a, watch),
+        stop_receiving(statements, b, watch)
+    )?;
     let (chosen, new, other) = if received_a.sequence()? >= received_b.sequence()? {
         (0, (a, received_a), (b, received_b))
     } else {
         (1, (b, received_b), (a, received_a))
     };
     let source = new.0.source;
-    let opening = async {
-        take_over(new.0, &new.1, watch).await?;
-        open(chosen);
-        Ok(())
-    };
-    tokio::try_join!(opening, follow(other.0, &other.1, source, watch))?;
+    match statements {
+        Statements::Bare => {
+            let opening = async {
+                take_over(new.0, &new.1, watch).await?;
+                open(chosen);
+                Ok(())
+            };
+            tokio::try_join!(opening, follow(other.0, &other.1, source, watch))?;
+        }
+        Statements::Same => {
+            tokio::try_join!(
+                end_replication(new.0, &new.1, watch),
+                point(other.0, &other.1, source, watch)
+            )?;
+            watch
+                .run(NEW, "unlock the replica's account", new.0.admin, UNLOCK)
+                .await?;
+            tokio::try_join!(
+                watch.run(OTHER, "START SLAVE", other.0.admin, START),
+                watch.run(NEW, "wait for ackers, barrier", new.0.admin, BARRIER),
+            )?;
+            watch
+                .run(
+                    NEW,
+                    "read_only = OFF",
+                    new.0.admin,
+                    "SET GLOBAL read_only = OFF",
+                )
+                .await?;
+            open(chosen);
+            watch
+                .run(NEW, "RESET SLAVE ALL", new.0.admin, "RESET SLAVE ALL")
+                .await?;
+        }
+    }
     Ok(chosen)
 }
+
+const NEW: &str = "NEW";
+const OTHER: &str = "OTHER";
+const UNLOCK: &str = "SET SESSION sql_log_bin = 0; ALTER USER 'replica'@'%' ACCOUNT UNLOCK; SET SESSION sql_log_bin = 1";
+const START: &str = "START SLAVE IO_THREAD; START SLAVE SQL_THREAD";
+const BARRIER: &str = "SET GLOBAL rpl_semi_sync_master_enabled = ON; \
+    INSERT INTO shop.barrier (id, commits) VALUES (1, 1) ON DUPLICATE KEY UPDATE commits = commits + 1";
 
 /// The end of a received log.
 struct Received(String);
@@ -94,6 +144,7 @@ impl Received {
 }
 
 async fn stop_receiving(
+    statements: Statements,
     replica: &mut Replica<'_>,
     watch: &Stopwatch<'_>,
 ) -> anyhow::Result<Received> {
@@ -101,15 +152,16 @@ async fn stop_receiving(
         "SELECT ID AS id FROM information_schema.PROCESSLIST WHERE COMMAND = 'Slave_IO'";
     const WHO: &str = "EACH";
     let admin = &mut *replica.admin;
-    let id = word(
-        &watch.run(WHO, "find the IO thread", admin, THREAD).await?,
-        0,
-        "id",
-    );
-    // It may have ended by itself: then there is nobody to kill.
-    let _ = watch
-        .run(WHO, "KILL the IO thread", admin, &format!("KILL {id}"))
-        .await;
+    match statements {
+        // The cell kills the thread only where it does not stop at once.
+        Statements::Same => {}
+        Statements::Bare => {
+            let sets = watch.run(WHO, "find the IO thread", admin, THREAD).await?;
+            let kill = format!("KILL {}", word(&sets, 0, "id"));
+            // It may have ended by itself: then there is nobody to kill.
+            let _ = watch.run(WHO, "KILL the IO thread", admin, &kill).await;
+        }
+    }
     watch
         .run(WHO, "STOP SLAVE IO_THREAD", admin, "STOP SLAVE IO_THREAD")
         .await?;
@@ -124,8 +176,7 @@ async fn take_over(
     received: &Received,
     watch: &Stopwatch<'_>,
 ) -> anyhow::Result<()> {
-    const WHO: &str = "NEW";
-    wait_for_applier(WHO, new.admin, received, watch).await?;
+    wait_for_applier(NEW, new.admin, received, watch).await?;
     let own = format!(
         "SET GLOBAL rpl_semi_sync_slave_enabled = OFF, server_id = {}",
         new.own_id
@@ -140,9 +191,27 @@ async fn take_over(
         ),
         ("read_only = OFF", "SET GLOBAL read_only = OFF"),
     ] {
-        watch.run(WHO, what, new.admin, sql).await?;
+        watch.run(NEW, what, new.admin, sql).await?;
     }
     Ok(())
+}
+
+/// As [`take_over`], up to where the other one is needed.
+async fn end_replication(
+    new: &mut Replica<'_>,
+    received: &Received,
+    watch: &Stopwatch<'_>,
+) -> anyhow::Result<()> {
+    wait_for_applier(NEW, new.admin, received, watch).await?;
+    let id = new.own_id;
+    let sql = format!(
+        "SET GLOBAL server_id = {id}; SET SESSION server_id = {id}; STOP SLAVE; \
+         SET GLOBAL rpl_semi_sync_slave_enabled = OFF; FLUSH BINARY LOGS"
+    );
+    watch
+        .run(NEW, "end replication", new.admin, &sql)
+        .await
+        .map(drop)
 }
 
 async fn follow(
@@ -151,16 +220,27 @@ async fn follow(
     source: &str,
     watch: &Stopwatch<'_>,
 ) -> anyhow::Result<()> {
-    const WHO: &str = "OTHER";
+    point(other, received, source, watch).await?;
+    watch
+        .run(OTHER, "START SLAVE", other.admin, "START SLAVE")
+        .await
+        .map(drop)
+}
+
+async fn point(
+    other: &mut Replica<'_>,
+    received: &Received,
+    source: &str,
+    watch: &Stopwatch<'_>,
+) -> anyhow::Result<()> {
     // What it received has to be applied first: naming another source would throw it away.
-    wait_for_applier(WHO, other.admin, received, watch).await?;
+    wait_for_applier(OTHER, other.admin, received, watch).await?;
     let change = format!("CHANGE MASTER TO {source}");
     for (what, sql) in [
         ("STOP SLAVE", "STOP SLAVE"),
         ("CHANGE MASTER", change.as_str()),
-        ("START SLAVE", "START SLAVE"),
     ] {
-        watch.run(WHO, what, other.admin, sql).await?;
+        watch.run(OTHER, what, other.admin, sql).await?;
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ mod agent;
 mod error;
 mod forwarder;
 mod link;
+mod looking;
 mod prepare;
 mod supervised;
 mod talk;

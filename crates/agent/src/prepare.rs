@@ -18,6 +18,7 @@ use homeostat_supervisor::beneath;
 use homeostat_supervisor::launch::{FORMAT, LaunchFile, UserIds};
 use homeostat_supervisor::run::{ExitFile, RunError};
 
+use crate::looking::keep_exit;
 use crate::{AgentError, users};
 
 /// Where picked ports come from: below Linux's default range for outgoing connections (32768).
@@ -119,6 +120,7 @@ impl Preparing<'_> {
             task: task.clone(),
             why: error.to_string(),
         };
+        keep_exit(&run).map_err(fail)?;
         ExitFile::remove(&run).map_err(fail)?;
         launch_file.store().map_err(fail)?;
         Ok(launch_file)

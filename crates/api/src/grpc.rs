@@ -67,6 +67,7 @@ carry!(AdminService, AdminServer, ServeAdmin, RemoteAdmin, [
     turndown: TurndownRequest => TurndownReply,
     checks: ChecksRequest => ChecksReply,
     prepare_eviction: PrepareEvictionRequest => PrepareEvictionReply,
+    evict: EvictRequest => EvictReply,
     rollout: RolloutRequest => RolloutReply,
     inspect: InspectRequest => InspectReply,
     act: ActRequest => ActReply,
@@ -83,6 +84,8 @@ carry!(CellService, CellHandle, ServeCell, RemoteCell, [
     write: WriteRequest => WriteReply,
     set_endpoint: SetEndpointRequest => SetEndpointReply,
     local_call: LocalCallRequest => LocalCallReply,
+    disturb: DisturbRequest => DisturbReply,
+    settle: SettleRequest => SettleReply,
     note: NoteRequest => NoteReply,
 ], {
     type WatchStream = std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<TaskEvent, Status>> + Send>>;

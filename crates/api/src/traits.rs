@@ -5,11 +5,11 @@ use tokio::sync::mpsc;
 
 use crate::Refusal;
 use crate::v1::{
-    ActReply, ActRequest, ChecksReply, ChecksRequest, DescribeReply, DescribeRequest, ForgetReply,
+    ActReply, ActRequest, ChecksReply, ChecksRequest, DescribeReply, DescribeRequest, DisturbReply, DisturbRequest, EvictReply, EvictRequest, ForgetReply,
     ForgetRequest, HelloReply, HelloRequest, InspectReply, InspectRequest, KillReply, KillRequest,
     LocalCallReply, LocalCallRequest, NoteReply, NoteRequest, PlaceReply, PlaceRequest,
     PrepareEvictionReply, PrepareEvictionRequest, ReadReply, ReadRequest, RolloutReply,
-    RolloutRequest, SetEndpointReply, SetEndpointRequest, StartReply, StartRequest, StopReply,
+    RolloutRequest, SetEndpointReply, SetEndpointRequest, SettleReply, SettleRequest, StartReply, StartRequest, StopReply,
     StopRequest, TaskEvent, TurndownReply, TurndownRequest, TurnupReply, TurnupRequest,
     WatchRequest, WriteReply, WriteRequest,
 };
@@ -30,6 +30,13 @@ pub trait AdminServer: Send + Sync + 'static {
         &self,
         request: PrepareEvictionRequest,
     ) -> Answer<PrepareEvictionReply>;
+    /// A service that does not know this keeps its tasks where they are; whoever empties a machine waits, and says so.
+    async fn evict(&self, request: EvictRequest) -> Answer<EvictReply> {
+        Err(Refusal::not_now(format!(
+            "{} cannot move {} yet",
+            request.service, request.task
+        )))
+    }
     async fn rollout(&self, request: RolloutRequest) -> Answer<RolloutReply>;
     async fn inspect(&self, request: InspectRequest) -> Answer<InspectReply>;
     async fn act(&self, request: ActRequest) -> Answer<ActReply>;
@@ -49,5 +56,12 @@ pub trait CellHandle: Send + Sync + 'static {
     async fn write(&self, request: WriteRequest) -> Answer<WriteReply>;
     async fn set_endpoint(&self, request: SetEndpointRequest) -> Answer<SetEndpointReply>;
     async fn local_call(&self, request: LocalCallRequest) -> Answer<LocalCallReply>;
+    /// Everything waits in a cell that keeps no budgets.
+    async fn disturb(&self, _: DisturbRequest) -> Answer<DisturbReply> {
+        Err(Refusal::not_now("this cell keeps no budgets"))
+    }
+    async fn settle(&self, _: SettleRequest) -> Answer<SettleReply> {
+        Ok(SettleReply {})
+    }
     async fn note(&self, request: NoteRequest) -> Answer<NoteReply>;
 }

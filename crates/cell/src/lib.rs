@@ -2,7 +2,9 @@
 //! process that does nothing else.
 //!
 //! - [`home`]: where a cell lives; made once, found again.
+//! - [`chaos`]: kills a machine of it, as a power cord would.
 //! - [`warden`]: the process that starts the others and starts them again.
 
+pub mod chaos;
 pub mod home;
 pub mod warden;

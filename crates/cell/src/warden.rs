@@ -47,6 +47,8 @@ pub enum WardenError {
 struct Ward {
     name: String,
     arguments: Vec<String>,
+    /// While this file is there the process is dead on purpose, and stays so.
+    dead_mark: Option<PathBuf>,
 }
 
 /// Where the lock of the warden of a cell is.
@@ -103,12 +105,14 @@ pub fn keep(
             .into_iter()
             .chain(extra.iter().cloned())
             .collect(),
+        dead_mark: None,
     }];
     for machine in &identity.machines {
         let name = &machine.spec.name;
         wards.push(Ward {
             name: format!("agent-{name}"),
             arguments: vec!["agent".into(), state.clone(), name.to_string()],
+            dead_mark: Some(layout.machine(name).dead_mark()),
         });
     }
     let wards: Arc<Vec<Ward>> = Arc::new(wards);
@@ -215,6 +219,11 @@ fn start(
 ) {
     let mut children = lock_living(living);
     if children.wanted == Wanted::No {
+        return;
+    }
+    let dead = wards[ward].dead_mark.as_ref();
+    if dead.is_some_and(|mark| mark.exists()) {
+        start_later(program, layout, wards, ward, living, PAUSE.0);
         return;
     }
     match spawn(program, &wards[ward], &layout.log(&wards[ward].name)) {

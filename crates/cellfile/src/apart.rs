@@ -7,6 +7,7 @@
 //! The child is the same program, started with a verb that does nothing but call [`answer`]. Both ends are one build, so
 //! what passes between them is not a format to be kept.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -15,11 +16,14 @@ use std::time::Duration;
 
 use homeostat_model::CellSpec;
 use rustix::process::{Resource, Rlimit, setrlimit};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::error::{CellFileError, Problem, ProblemKind};
 use crate::limits::STACK_BYTES;
+use crate::site::{Judge, SiteSpec};
 
-type Answer = Result<CellSpec, CellFileError>;
+type Answer<T> = Result<T, CellFileError>;
 
 /// Address space of the child: the stack of the reading thread and what the limits of the evaluation allow, twice.
 const CHILD_ADDRESS_SPACE: u64 = STACK_BYTES as u64 + 1024 * 1024 * 1024;
@@ -34,11 +38,34 @@ const LONGEST_ANSWER: u64 = 128 * 1024 * 1024;
 ///
 /// # Errors
 /// When the limits cannot be set or the answer cannot be written.
-pub fn answer(path: &Path, mut out: impl Write) -> std::io::Result<()> {
+pub fn answer(path: &Path, out: impl Write) -> std::io::Result<()> {
+    limit_oneself()?;
+    say(crate::load(path), out)
+}
+
+/// Like [`answer`], for a file of checks. `parameters` is what [`load_site_apart`] passed on.
+///
+/// # Errors
+/// When `parameters` is not that, the limits cannot be set or the answer cannot be written.
+pub fn answer_site(
+    path: &Path,
+    parameters: &str,
+    judge: Judge,
+    out: impl Write,
+) -> std::io::Result<()> {
+    limit_oneself()?;
+    let parameters = serde_json::from_str(parameters)?;
+    say(crate::load_site(path, parameters, judge), out)
+}
+
+fn limit_oneself() -> std::io::Result<()> {
     limit(Resource::As, CHILD_ADDRESS_SPACE)?;
     limit(Resource::Cpu, CHILD_CPU_SECONDS)?;
-    limit(Resource::Core, 0)?;
-    let answer: Answer = crate::load(path);
+    limit(Resource::Core, 0)
+}
+
+fn say<T: Serialize>(answer: Answer<T>, out: impl Write) -> std::io::Result<()> {
+    let mut out = std::io::BufWriter::new(out);
     serde_json::to_writer(&mut out, &answer)?;
     out.flush()
 }
@@ -48,7 +75,25 @@ pub fn answer(path: &Path, mut out: impl Write) -> std::io::Result<()> {
 ///
 /// # Errors
 /// The problems of the file, or one that says how the child failed.
-pub fn load_apart(mut child: Command, path: &Path) -> Result<CellSpec, CellFileError> {
+pub fn load_apart(child: Command, path: &Path) -> Result<CellSpec, CellFileError> {
+    ask(child, path)
+}
+
+/// Like [`load_apart`] for a file of checks: `child`, to which the parameters are added as its last argument, calls
+/// [`answer_site`] with them.
+///
+/// # Errors
+/// The problems of the file, or one that says how the child failed.
+pub fn load_site_apart(
+    mut child: Command,
+    path: &Path,
+    parameters: &BTreeMap<String, String>,
+) -> Result<SiteSpec, CellFileError> {
+    child.arg(serde_json::json!(parameters).to_string());
+    ask(child, path)
+}
+
+fn ask<T: DeserializeOwned>(mut child: Command, path: &Path) -> Answer<T> {
     let file = path.display().to_string();
     let fail = |kind, message: String| {
         Err(CellFileError {
@@ -88,7 +133,7 @@ pub fn load_apart(mut child: Command, path: &Path) -> Result<CellSpec, CellFileE
             format!("reading it took longer than {DEADLINE:?}"),
         );
     };
-    match serde_json::from_slice::<Answer>(&heard) {
+    match serde_json::from_slice::<Answer<T>>(&heard) {
         Ok(answer) if status.success() => answer,
         Ok(_) | Err(_) => fail(ProblemKind::Declared, ended(status)),
     }

@@ -90,6 +90,8 @@ pub(crate) fn declare<'a>(
             Builder::Check => push(&mut drafts.checks, item, check::check(reader, items)),
             // Read by the check that uses it.
             Builder::Tcp | Builder::Http | Builder::Sql | Builder::Command | Builder::Tasks => {}
+            // No functions of a cell file.
+            Builder::SiteCheck | Builder::Library(_) => {}
         }
     }
     unused_probes(items, problems);

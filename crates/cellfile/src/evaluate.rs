@@ -18,14 +18,14 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use homeostat_model::Bytes;
+use homeostat_model::{Bytes, library};
 use starlark::ErrorKind;
 use starlark::codemap::FileSpan;
 use starlark::environment::{FrozenModule, Globals, GlobalsBuilder, Module};
 use starlark::eval::{Evaluator, ReturnFileLoader};
 use starlark::syntax::{AstModule, Dialect};
 
-use self::builders::{Collector, builders};
+use self::builders::{Collector, PARAMETER, functions};
 use crate::error::{Problem, ProblemKind};
 use crate::item::{Builder, Item};
 use crate::limits::Limits;
@@ -39,26 +39,71 @@ pub(crate) struct Evaluated {
     pub sources: Sources,
 }
 
+/// What a file is written in: which functions it may call beside those of Starlark itself.
+#[derive(Debug, Clone)]
+pub(crate) enum Language {
+    /// `cell.star`: a cell.
+    Cell,
+    /// `site.star`: checks, with the probes and fixes of the library.
+    Site {
+        /// By name, as said on the command line.
+        parameters: BTreeMap<String, String>,
+    },
+}
+
+impl Language {
+    fn builders(&self) -> Vec<Builder> {
+        match self {
+            Language::Cell => Builder::OF_CELLS.to_vec(),
+            Language::Site { .. } => {
+                let library = library::kinds().iter().map(Builder::Library);
+                library.chain([Builder::SiteCheck]).collect()
+            }
+        }
+    }
+
+    /// What a file of it is called in errors.
+    fn file(&self) -> &'static str {
+        match self {
+            Language::Cell => "the cell file",
+            Language::Site { .. } => "the site file",
+        }
+    }
+}
+
 /// Evaluates the file and those it loads.
-pub(crate) fn evaluate(path: &Path, limits: &Limits) -> Result<Evaluated, Box<Problem>> {
+pub(crate) fn evaluate(
+    path: &Path,
+    language: Language,
+    limits: &Limits,
+) -> Result<Evaluated, Box<Problem>> {
     let file = path.display().to_string();
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
     let mut session = Session {
         folder,
         limits,
         deadline: Instant::now() + limits.time,
-        globals: GlobalsBuilder::standard().with(builders).build(),
+        globals: GlobalsBuilder::standard()
+            .with(|globals| functions(globals, &language))
+            .build(),
         sources: Sources::default(),
         collector: Collector {
             items: RefCell::default(),
             most: limits.items,
+            parameters: match &language {
+                Language::Cell => BTreeMap::new(),
+                Language::Site { parameters } => parameters.clone(),
+            },
+            asked: RefCell::default(),
         },
+        language,
         loaded: BTreeMap::new(),
         loading: Vec::new(),
     };
     let text =
         read(path, limits).map_err(|why| Problem::without_place(&file, why.kind, why.message))?;
     session.module(&file, text)?;
+    session.no_parameter_is_strange(&file)?;
     Ok(Evaluated {
         items: session.collector.items.into_inner(),
         sources: session.sources,
@@ -69,6 +114,7 @@ struct Session<'a> {
     folder: PathBuf,
     limits: &'a Limits,
     deadline: Instant,
+    language: Language,
     globals: Globals,
     sources: Sources,
     collector: Collector,
@@ -79,6 +125,26 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
+    /// Whoever sets a parameter that the file never asks for has mistyped its name.
+    fn no_parameter_is_strange(&self, file: &str) -> Result<(), Box<Problem>> {
+        let asked = self.collector.asked.borrow();
+        let mut given = self.collector.parameters.keys();
+        let Some(strange) = given.find(|name| !asked.contains(*name)) else {
+            return Ok(());
+        };
+        let message = format!("it has no parameter '{strange}'");
+        let mut problem = Problem::without_place(file, ProblemKind::Declared, message);
+        problem.hint = match nearest(strange, asked.iter().map(String::as_str)) {
+            Some(near) => Some(format!("did you mean '{near}'?")),
+            None if asked.is_empty() => Some("it has none".to_owned()),
+            None => {
+                let asked: Vec<&str> = asked.iter().map(String::as_str).collect();
+                Some(format!("it has {}", asked.join(", ")))
+            }
+        };
+        Err(Box::new(problem))
+    }
+
     fn module(&mut self, file: &str, text: String) -> Result<FrozenModule, Box<Problem>> {
         self.sources.add(file, &text);
         if let Err((at, message)) = scan::guard(&text) {
@@ -204,14 +270,20 @@ impl Session<'_> {
         {
             return refuse(
                 self,
-                format!("'{name}' is not the name of a .star file in the folder of the cell file"),
+                format!(
+                    "'{name}' is not the name of a .star file in the folder of {}",
+                    self.language.file()
+                ),
             );
         }
         let path = self.folder.join(relative);
         if !stays_inside(&self.folder, &path) {
             return refuse(
                 self,
-                format!("'{name}' leads out of the folder of the cell file"),
+                format!(
+                    "'{name}' leads out of the folder of {}",
+                    self.language.file()
+                ),
             );
         }
         let text = match read(&path, self.limits) {
@@ -246,7 +318,9 @@ impl Session<'_> {
             ErrorKind::Internal(_) => ProblemKind::Bug,
             _ => ProblemKind::Declared,
         };
-        let (message, hint) = reword(&words_of(error));
+        let builders = self.language.builders();
+        let ours = builders.iter().map(|builder| builder.name());
+        let (message, hint) = reword(&words_of(error), ours.chain([PARAMETER]));
         let place = error.span().map(|at| self.sources.place(&span_of(at)));
         // The innermost frame of a builder, or of `fail`, is the place itself.
         let frames = error.call_stack().frames.iter().rev();
@@ -275,7 +349,7 @@ fn words_of(error: &starlark::Error) -> String {
 }
 
 /// Fits the words of the starlark crate into ours: lower case, no final period, the suggestion as a hint.
-fn reword(said: &str) -> (String, Option<String>) {
+fn reword<'a>(said: &str, ours: impl Iterator<Item = &'a str>) -> (String, Option<String>) {
     let said = said.replace('`', "'");
     let (message, suggestion) = match said.split_once(", did you mean ") {
         Some((message, suggestion)) => (message, Some(suggestion.trim_matches(['\'', '?']))),
@@ -283,9 +357,7 @@ fn reword(said: &str) -> (String, Option<String>) {
     };
     // Its suggestion comes from all that is defined, however far; ours must be near, and the builders come first.
     let near = match message.split('\'').nth(1) {
-        Some(wrong) => {
-            nearest(wrong, Builder::ALL.map(Builder::name)).or_else(|| nearest(wrong, suggestion))
-        }
+        Some(wrong) => nearest(wrong, ours).or_else(|| nearest(wrong, suggestion)),
         None => None,
     };
     let message = message.trim().trim_end_matches('.');

@@ -3,6 +3,9 @@
 //! Starlark only *builds*; from here on Rust runs. Nothing of the starlark crate passes this point, so everything after
 //! it can be tested without an evaluator, and sent to another thread.
 
+use homeostat_model::library::Kind;
+
+use crate::site;
 use crate::source::Span;
 
 /// One call of a builder.
@@ -34,7 +37,7 @@ pub(crate) enum Datum {
     Text(String),
     List(Vec<Datum>),
     Dict(Vec<(Datum, Datum)>),
-    /// The probe that the item of this number declared.
+    /// The probe or fix that the item of this number declared.
     Probe(usize),
     /// Something that no builder takes: a function, a range. Carries the name of its type.
     Other(String),
@@ -57,7 +60,7 @@ impl Datum {
     }
 }
 
-/// The functions that a cell file may call beside those of Starlark itself.
+/// The functions that a file may call beside those of Starlark itself, as far as they declare something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Builder {
     Cell,
@@ -71,10 +74,14 @@ pub(crate) enum Builder {
     Sql,
     Command,
     Tasks,
+    /// `check` of a `site.star`.
+    SiteCheck,
+    /// A probe or a fix of the library.
+    Library(&'static Kind),
 }
 
 impl Builder {
-    pub(crate) const ALL: [Builder; 11] = [
+    pub(crate) const OF_CELLS: [Builder; 11] = [
         Builder::Cell,
         Builder::Machine,
         Builder::Package,
@@ -101,12 +108,16 @@ impl Builder {
             Builder::Sql => "sql",
             Builder::Command => "command",
             Builder::Tasks => "tasks",
+            Builder::SiteCheck => "check",
+            Builder::Library(kind) => kind.name,
         }
     }
 
     /// All argument names; the first [`Builder::positional`] may be given without them.
-    pub(crate) const fn parameters(self) -> &'static [&'static str] {
-        match self {
+    pub(crate) fn parameters(self) -> Vec<&'static str> {
+        let names: &[&str] = match self {
+            Builder::SiteCheck => &site::CHECK_ARGUMENTS,
+            Builder::Library(kind) => return kind.args.iter().map(|arg| arg.name).collect(),
             Builder::Cell => &["name", "kind"],
             Builder::Machine => &["name", "rack", "cpu", "memory"],
             Builder::Package => &["name", "version", "path", "host"],
@@ -136,7 +147,8 @@ impl Builder {
             Builder::Sql => &["service", "query", "want"],
             Builder::Command => &["package", "command", "files"],
             Builder::Tasks => &["service"],
-        }
+        };
+        names.to_vec()
     }
 
     pub(crate) const fn positional(self) -> usize {
@@ -149,16 +161,25 @@ impl Builder {
             | Builder::Check
             | Builder::Tcp
             | Builder::Http
-            | Builder::Tasks => 1,
+            | Builder::Tasks
+            | Builder::SiteCheck
+            | Builder::Library(_) => 1,
             Builder::Sql => 3,
             Builder::Command => 0,
         }
     }
 
+    /// Whether what it answers is used by a check, as its probe or its fix.
     pub(crate) const fn is_probe(self) -> bool {
         match self {
-            Builder::Tcp | Builder::Http | Builder::Sql | Builder::Command | Builder::Tasks => true,
-            Builder::Cell
+            Builder::Tcp
+            | Builder::Http
+            | Builder::Sql
+            | Builder::Command
+            | Builder::Tasks
+            | Builder::Library(_) => true,
+            Builder::SiteCheck
+            | Builder::Cell
             | Builder::Machine
             | Builder::Package
             | Builder::Job

@@ -1,4 +1,5 @@
-//! `cell.star` -> [`CellSpec`]: the language in which a person declares a cell.
+//! `cell.star` -> [`CellSpec`]: the language in which a person declares a cell; and `site.star` -> [`SiteSpec`], its
+//! sister for checks alone (`site`).
 //!
 //! The language is Starlark with a handful of builders (`cell`, `machine`, `package`, `job`, `sql_cluster`, `check` and
 //! the probes). A cell file *builds* the model and nothing else: it cannot read the machine, the clock or the network, so
@@ -26,16 +27,21 @@ mod nearest;
 mod reader;
 mod resolve;
 mod scan;
+mod site;
 mod source;
 mod units;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use homeostat_model::CellSpec;
 
-pub use apart::{answer, load_apart};
+pub use apart::{answer, answer_site, load_apart, load_site_apart};
 pub use error::{CellFileError, Place, Problem, ProblemKind};
+pub use nearest::nearest;
+pub use site::{BadCall, CallUse, Judge, SiteCheck, SiteSpec};
 
+use crate::evaluate::Language;
 use crate::limits::{Limits, STACK_BYTES};
 use crate::reader::Problems;
 
@@ -50,13 +56,36 @@ pub fn load(path: &Path) -> Result<CellSpec, CellFileError> {
     load_within(path, Limits::USUAL, STACK_BYTES)
 }
 
+/// Reads a file of checks, like [`load`]. `parameters` are what the file can ask for with `parameter()`.
+///
+/// # Errors
+/// [`CellFileError`] with every problem found; a file without a check is one.
+pub fn load_site(
+    path: &Path,
+    parameters: BTreeMap<String, String>,
+    judge: Judge,
+) -> Result<SiteSpec, CellFileError> {
+    let path_inside = path.to_owned();
+    on_large_stack(path, STACK_BYTES, move || {
+        site::read(&path_inside, parameters, judge)
+    })
+}
+
 fn load_within(path: &Path, limits: Limits, stack_bytes: usize) -> Result<CellSpec, CellFileError> {
+    let path_inside = path.to_owned();
+    on_large_stack(path, stack_bytes, move || read(&path_inside, &limits))
+}
+
+fn on_large_stack<T: Send + 'static>(
+    path: &Path,
+    stack_bytes: usize,
+    read: impl FnOnce() -> Result<T, CellFileError> + Send + 'static,
+) -> Result<T, CellFileError> {
     let file = path.display().to_string();
-    let thread_path = path.to_owned();
     let thread = std::thread::Builder::new()
         .name("cellfile".to_owned())
         .stack_size(stack_bytes)
-        .spawn(move || read(&thread_path, &limits));
+        .spawn(read);
     let lost = |kind, message: String| CellFileError {
         problems: vec![Problem::without_place(&file, kind, message)],
     };
@@ -75,7 +104,8 @@ fn read(path: &Path, limits: &Limits) -> Result<CellSpec, CellFileError> {
     let alone = |problem| CellFileError {
         problems: vec![problem],
     };
-    let evaluated = evaluate::evaluate(path, limits).map_err(|problem| alone(*problem))?;
+    let evaluated =
+        evaluate::evaluate(path, Language::Cell, limits).map_err(|problem| alone(*problem))?;
     let folder = path
         .canonicalize()
         .ok()

@@ -29,6 +29,14 @@ impl Limits {
         ticks: 10_000_000,
         time: Duration::from_secs(10),
     };
+
+    /// Checks are many and often made by loops: 100,000 of them, each of a check, a probe and a fix.
+    pub(crate) const SITE: Limits = Limits {
+        source_bytes: 16 * 1024 * 1024,
+        items: 400_000,
+        heap_bytes: 512 * 1024 * 1024,
+        ..Limits::USUAL
+    };
 }
 
 /// Stack of the thread that evaluates. The starlark crate walks the syntax tree recursively; what [`crate::scan`] lets

@@ -4,7 +4,7 @@
 
 mod checks;
 mod fit;
-mod graph;
+pub(crate) mod graph;
 mod templates;
 
 use std::collections::BTreeMap;
@@ -168,7 +168,9 @@ fn duplicates(items: &[Item], problems: &mut Problems<'_>) {
             | Builder::Http
             | Builder::Sql
             | Builder::Command
-            | Builder::Tasks => continue,
+            | Builder::Tasks
+            | Builder::SiteCheck
+            | Builder::Library(_) => continue,
         };
         let Some(name) = name_of(item) else { continue };
         if name == ABOUT_CELL && space == "machines and services" {

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::check::CheckOptions;
+
 /// Runs a cell: a pool of machines and the services on it.
 #[derive(Debug, Parser)]
 #[command(
@@ -23,6 +25,8 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
+    /// Run production tests over this machine and what it can reach, and repair what fails
+    Check(CheckOptions),
     /// Turn a cell up, and watch it come up
     Up(UpOptions),
     /// Take the cell down; its data stays
@@ -41,6 +45,19 @@ pub(crate) enum Verb {
     Sql(SqlOptions),
     /// Make another member of a SQL cluster its primary, without losing a write
     Switchover(SwitchoverOptions),
+    /// Move everything off a machine, and give it nothing new
+    Drain(DrainOptions),
+    /// Let a machine take tasks again; a drain that is under way is cancelled
+    Undrain(UndrainOptions),
+    /// Turn services up that are declared and down
+    Turnup(TurnupOptions),
+    /// Turn services down: stopped now, purged when the time is over for which they are kept
+    Turndown(TurndownOptions),
+    /// Break something on purpose (in a sandbox only)
+    #[command(subcommand)]
+    Chaos(ChaosVerb),
+    /// What on this host limits a cell, and what to do about it
+    Doctor(DoctorOptions),
 }
 
 #[derive(Debug, Args)]
@@ -127,6 +144,82 @@ pub(crate) struct SqlOptions {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct DrainOptions {
+    pub machine: String,
+    /// Do not watch: return when the operation is written down
+    #[arg(long)]
+    pub detach: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UndrainOptions {
+    pub machine: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TurnupOptions {
+    #[arg(required = true)]
+    pub services: Vec<String>,
+    /// Do not watch: return when the operation is written down
+    #[arg(long)]
+    pub detach: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TurndownOptions {
+    #[arg(required = true)]
+    pub services: Vec<String>,
+    /// For how long data and places are kept before they are purged: 30m, 24h, 7d
+    #[arg(long, default_value = "7d", value_parser = long_duration)]
+    pub keep: Duration,
+    /// Do not watch: return when the operation is written down
+    #[arg(long)]
+    pub detach: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ChaosVerb {
+    /// A machine with everything on it
+    Machine(ChaosMachine),
+    /// Kill a task's process (of a SQL member: its server)
+    Stop { task: String },
+    /// Stop a task's process without ending it: it hangs
+    Hang {
+        task: String,
+        /// Let it go on after this time [default: only when told to]
+        #[arg(long = "for", value_parser = duration)]
+        lasting: Option<Duration>,
+    },
+    /// Let a task that hangs go on
+    Resume { task: String },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChaosMachine {
+    pub machine: String,
+    #[command(flatten)]
+    pub fate: Fate,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Fate {
+    /// Kill its agent, supervisors and tasks in one instant, and keep it dead
+    #[arg(long)]
+    pub kill: bool,
+    /// Let it come back
+    #[arg(long = "return")]
+    pub comes_back: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorOptions {
+    /// Machine-readable
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct SwitchoverOptions {
     pub cluster: String,
     /// The member to become primary [default: the best one]
@@ -157,6 +250,30 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+const LONGEST_KEPT: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// As [`duration`], with hours and days, up to a year.
+fn long_duration(text: &str) -> Result<Duration, String> {
+    let seconds = |unit: char| match unit {
+        'h' => Some(3600),
+        'd' => Some(24 * 3600),
+        _ => None,
+    };
+    let long = text
+        .chars()
+        .next_back()
+        .and_then(|unit| Some((text.strip_suffix(unit)?, seconds(unit)?)));
+    let Some((number, unit)) = long else {
+        return duration(text);
+    };
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "a number with a unit, such as 7d".to_owned())?;
+    Some(Duration::from_secs(number.saturating_mul(unit)))
+        .filter(|kept| *kept <= LONGEST_KEPT)
+        .ok_or_else(|| "a year at most".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,5 +292,19 @@ mod tests {
         assert!(duration("2h").is_err());
         assert!(duration("s").is_err());
         assert!(duration("18446744073709551615m").is_err());
+        assert_eq!(long_duration("7d"), Ok(Duration::from_secs(7 * 24 * 3600)));
+        assert_eq!(long_duration("2h"), Ok(Duration::from_secs(7200)));
+        assert_eq!(long_duration("90s"), Ok(Duration::from_secs(90)));
+        assert!(long_duration("400d").is_err());
+        assert!(long_duration("d").is_err());
+    }
+
+    #[test]
+    fn a_machine_is_killed_or_returns_and_never_both() {
+        let parse = |words: &str| Arguments::try_parse_from(words.split(' '));
+        assert!(parse("homeostat chaos machine m3 --kill").is_ok());
+        assert!(parse("homeostat chaos machine m3 --return").is_ok());
+        assert!(parse("homeostat chaos machine m3").is_err());
+        assert!(parse("homeostat chaos machine m3 --kill --return").is_err());
     }
 }

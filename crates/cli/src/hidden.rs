@@ -31,6 +31,14 @@ pub(crate) fn run(words: &[OsString]) -> Option<ExitCode> {
         ("read-cell", [path]) => homeostat_cellfile::answer(path, std::io::stdout())
             .map(|()| 0)
             .map_err(Into::into),
+        ("read-site", [path, parameters]) => homeostat_cellfile::answer_site(
+            path,
+            &text(parameters),
+            homeostat_checks::judge,
+            std::io::stdout(),
+        )
+        .map(|()| 0)
+        .map_err(Into::into),
         ("sql-service", [cell, admin, service]) => sql_service(cell, admin, service),
         _ => return None,
     };

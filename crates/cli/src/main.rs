@@ -4,11 +4,16 @@
 //! supervisor never pays for what people need.
 
 mod args;
+mod check;
+mod check_file;
+mod chaos;
 mod client;
+mod doctor;
 mod down;
 mod failure;
 mod hidden;
 mod look;
+mod operate;
 mod place;
 mod sql;
 mod style;
@@ -51,6 +56,7 @@ fn main() -> ExitCode {
 
 async fn carry_out(verb: Verb, state: Option<std::path::PathBuf>) -> Result<ExitCode, Failure> {
     match verb {
+        Verb::Check(options) => check::check(options).await,
         Verb::Up(options) => up::up(state, options).await,
         Verb::Down(options) => down::down(state, options).await,
         Verb::Status(options) => look::status(state, options).await,
@@ -60,5 +66,11 @@ async fn carry_out(verb: Verb, state: Option<std::path::PathBuf>) -> Result<Exit
         Verb::Endpoint(options) => look::endpoint(state, options).await,
         Verb::Sql(options) => sql::sql(state, options).await,
         Verb::Switchover(options) => look::switchover(state, options).await,
+        Verb::Drain(options) => operate::drain(state, options).await,
+        Verb::Undrain(options) => operate::undrain(state, options).await,
+        Verb::Turnup(options) => operate::turnup(state, options).await,
+        Verb::Turndown(options) => operate::turndown(state, options).await,
+        Verb::Chaos(verb) => chaos::chaos(state, verb).await,
+        Verb::Doctor(options) => doctor::doctor(state, options),
     }
 }

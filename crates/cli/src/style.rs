@@ -76,7 +76,7 @@ pub(crate) fn word(text: &str, output: Output) -> String {
     let colour = match text {
         "up" | "pass" | "ready" | "running" | "primary" => 32,
         "starting" | "degraded" | "unknown" | "flaky" | "blocked" | "reporting" | "stopping"
-        | "pending" => 33,
+        | "pending" | "draining" | "drained" | "returning" | "updating" => 33,
         "fail" | "down" | "lost" | "exited" | "silent" => 31,
         _ => 0,
     };

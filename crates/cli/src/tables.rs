@@ -1,7 +1,7 @@
 //! The cell in tables.
 
 use crate::style::{Output, width, word};
-use crate::view::Status;
+use crate::view::{Operation, Status};
 
 /// Columns as wide as their widest cell, two spaces apart, the first one at the left edge.
 struct Table<const N: usize> {
@@ -67,6 +67,11 @@ pub(crate) fn everything(status: &Status, output: Output) -> String {
         ]);
     }
     parts.push(rows.text());
+    parts.extend(status.held.iter().cloned());
+    let operations: Vec<String> = status.operations.iter().map(Operation::line).collect();
+    if !operations.is_empty() {
+        parts.push(operations.join("\n"));
+    }
     parts.push(services(status, output));
     for cluster in &status.sql {
         let primary = cluster.primary.as_deref().unwrap_or("nobody");
@@ -159,6 +164,25 @@ mod tests {
 
         CHECK             VERDICT  BECAUSE
         shop-web/healthz  blocked  shop-web/tasks
+        ");
+    }
+
+    #[test]
+    fn what_is_under_way_and_what_is_held_back_stands_below_the_machines() {
+        let mut status = shop();
+        status.held = vec!["5 of 12 machines are silent".to_owned()];
+        status.operations = vec![
+            serde_json::from_str(
+                r#"{"name": "drain-1", "procedure": "drain", "why": "m2 is to be empty", "state": "running", "step": "move web-0",
+                    "steps_done": 1, "steps": 4, "waits_for": "the budget of web: web-1 does not run: exit code 1"}"#,
+            )
+            .unwrap(),
+        ];
+        let text = everything(&status, Output::Plain);
+        let parts: Vec<&str> = text.split("\n\n").skip(2).take(2).collect();
+        insta::assert_snapshot!(parts.join("\n"), @r"
+        5 of 12 machines are silent
+        drain-1 (m2 is to be empty): running, 1 of 4 steps done; now: move web-0; waits for the budget of web: web-1 does not run: exit code 1
         ");
     }
 

@@ -12,6 +12,41 @@ pub(crate) struct Status {
     pub sql: Vec<Cluster>,
     pub services: Vec<Service>,
     pub checks: Vec<Check>,
+    #[serde(default)]
+    pub operations: Vec<Operation>,
+    #[serde(default)]
+    pub held: Vec<String>,
+}
+
+/// A change that is under way.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Operation {
+    pub name: String,
+    pub procedure: String,
+    pub why: String,
+    pub state: String,
+    pub step: String,
+    pub steps_done: usize,
+    pub steps: usize,
+    #[serde(default)]
+    pub waits_for: String,
+}
+
+impl Operation {
+    /// One line for people.
+    pub(crate) fn line(&self) -> String {
+        let mut line = format!(
+            "{} ({}): {}, {} of {} steps done",
+            self.name, self.why, self.state, self.steps_done, self.steps
+        );
+        if !self.step.is_empty() {
+            line.push_str(&format!("; now: {}", self.step));
+        }
+        if !self.waits_for.is_empty() {
+            line.push_str(&format!("; waits for {}", self.waits_for));
+        }
+        line
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -71,9 +106,12 @@ pub(crate) struct Check {
 }
 
 impl Status {
-    /// Everything is as it should be: all services up and all checks passing, of which there is at least one.
+    /// Everything is as it should be: all services up and all checks passing, of which there is at least one, and no turnup
+    /// under way that may be about to change them.
     pub(crate) fn is_well(&self) -> bool {
+        let turning = |operation: &Operation| operation.procedure == "turnup";
         !self.checks.is_empty()
+            && !self.operations.iter().any(turning)
             && self.services.iter().all(|service| service.state == "up")
             && self
                 .checks

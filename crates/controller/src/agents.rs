@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::core::Core;
 use crate::hub::AGENT_QUEUE;
+use crate::machines::{Stray, stray};
 
 pub(crate) struct AgentLinks(pub Arc<Core>);
 
@@ -36,7 +37,7 @@ impl Agents for AgentLinks {
 
 type Orders = mpsc::Sender<Result<ToAgent, Status>>;
 
-async fn listen(core: &Core, mut stream: Streaming<FromAgent>, orders: Orders) {
+async fn listen(core: &Arc<Core>, mut stream: Streaming<FromAgent>, orders: Orders) {
     let Ok(Some(FromAgent {
         message: Some(from_agent::Message::Hello(hello)),
     })) = stream.message().await
@@ -60,7 +61,10 @@ async fn listen(core: &Core, mut stream: Streaming<FromAgent>, orders: Orders) {
     };
     let welcome = ToAgent {
         id: 0,
-        message: Some(to_agent::Message::Welcome(Welcome { term: core.term.0 })),
+        message: Some(to_agent::Message::Welcome(Welcome {
+            term: core.term.0,
+            takes_signs: true,
+        })),
     };
     drop(orders.try_send(Ok(welcome)));
     let number = core.hub.connected(machine.clone(), hello, orders);
@@ -74,14 +78,17 @@ async fn listen(core: &Core, mut stream: Streaming<FromAgent>, orders: Orders) {
         match message {
             from_agent::Message::Hello(_) => break,
             from_agent::Message::Task(event) if !is_placed(core, &event) => {
-                // Unknown, so nothing is done about it: the store may have been restored from an older copy.
-                if strays.insert(event.task.clone()) {
+                let made_of_it = stray(core, &machine, &event);
+                if made_of_it == Stray::Unknown && strays.insert(event.task.clone()) {
                     let text = format!(
                         "is on {machine} with generation {}, but has no such place",
                         event.generation
                     );
                     core.events.add("task", event.task, text);
                 }
+            }
+            from_agent::Message::Task(event) if !event.sign.is_empty() => {
+                core.hub.sign(&machine, number, &event);
             }
             from_agent::Message::Task(event) => {
                 let before = core.hub.observed(&machine, number, event.clone());

@@ -13,9 +13,10 @@ use homeostat_model::{
     CheckName, CheckSpec, CheckTarget, FileTemplate, MachineName, ProbeSpec, ServiceName, Template,
     Variable,
 };
-use homeostat_probes::{CommandProbe, HttpProbe, Probe, Prober, RunAs, SqlProbe, SqlUrl};
+use homeostat_probes::{CommandProbe, HttpProbe, Probe, Prober, RunAs, SqlProbe, SqlUrl, TcpProbe};
 use homeostat_prodtest::{
-    Change, Engine, EngineConfig, Moment, Observation, Outcome, Run, Suite, Unknown, Verdict,
+    Change, Engine, EngineConfig, Fence, Moment, Observation, Outcome, Rounds, Run, Suite, Unknown,
+    Verdict,
 };
 use homeostat_supervisor::beneath;
 use homeostat_supervisor::launch::UserIds;
@@ -23,8 +24,8 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use crate::core::{Applied, Core};
-use crate::handle::{endpoint_on, secret};
 use crate::services::Services;
+use crate::values::{endpoint_on, secret};
 
 const MOST_AT_ONCE: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not zero");
 /// Pause before an unconfirmed failure is looked at again.
@@ -121,7 +122,14 @@ async fn run(checks: &Checks, core: Arc<Core>, services: Arc<Services>, specs: V
         suite,
         EngineConfig {
             most_at_once: MOST_AT_ONCE,
+            most_per_target: MOST_AT_ONCE,
+            most_fixes_at_once: NonZeroUsize::MIN,
             retry: RETRY,
+            back_off: RETRY,
+            longest_back_off: RETRY,
+            rounds: Rounds::Endless,
+            seed: 0,
+            fence: Fence(0),
         },
         now(),
     );
@@ -213,6 +221,8 @@ fn tell(core: &Core, engine: &Engine, changes: &[Change]) {
                 "fails: expected {}, seen {}",
                 evidence.expected, evidence.seen
             ),
+            Verdict::Fixing(repair) => format!("fails, and {}", repair.stage),
+            Verdict::GaveUp(repair) => format!("fails after {} fixes", repair.applied),
             Verdict::Blocked(roots) => {
                 let names: Vec<&str> = roots
                     .named()
@@ -246,6 +256,9 @@ fn publish(
                 Verdict::Pass(evidence)
                 | Verdict::Flaky { evidence, .. }
                 | Verdict::Fail(evidence) => (evidence.seen.clone(), Vec::new()),
+                Verdict::Fixing(repair) | Verdict::GaveUp(repair) => {
+                    (repair.evidence.seen.clone(), Vec::new())
+                }
             };
             CheckView {
                 about: specs
@@ -343,6 +356,10 @@ impl Eyes {
             Ok(reply) if reply.state == ServiceState::Up as i32 => {
                 (Outcome::Passed, "all run".to_owned())
             }
+            // It must pass while tasks wait to be replaced: that is what their replacement waits for.
+            Ok(reply) if reply.state == ServiceState::Updating as i32 => {
+                (Outcome::Passed, "all run, some are to be replaced".to_owned())
+            }
             Ok(reply) => (Outcome::Failed, format!("waits for {}", reply.waits_for)),
             Err(refusal) => (Outcome::NotRun, refusal.message),
         };
@@ -412,26 +429,26 @@ impl Eyes {
             .join("checks")
             .join(spec.name.as_str().replace('/', "."));
         match &spec.probe {
-            ProbeSpec::Tcp { at } => Ok(Probe::Tcp {
-                addr: self.fill(at, &dir, None).await?,
-            }),
-            ProbeSpec::Http(http) => Ok(Probe::Http(HttpProbe {
-                addr: self.fill(&http.at, &dir, None).await?,
-                path: http.path.clone(),
-                status: http.status,
-                contains: http.contains.clone(),
-            })),
+            ProbeSpec::Tcp { at } => {
+                Ok(Probe::Tcp(TcpProbe::new(self.fill(at, &dir, None).await?)))
+            }
+            ProbeSpec::Http(http) => Ok(Probe::Http(HttpProbe::get(
+                self.fill(&http.at, &dir, None).await?,
+                http.path.clone(),
+                http.status,
+                http.contains.clone(),
+            ))),
             ProbeSpec::Sql {
                 service,
                 query,
                 want,
             } => {
                 let url = secret(&self.core, service, "dsn", &self.machine()?).await?;
-                Ok(Probe::Sql(SqlProbe {
-                    url: SqlUrl::new(url),
-                    query: query.clone(),
-                    want: want.clone(),
-                }))
+                Ok(Probe::Sql(SqlProbe::single(
+                    SqlUrl::new(url),
+                    query.clone(),
+                    want.clone(),
+                )))
             }
             ProbeSpec::Command {
                 package,
@@ -466,10 +483,11 @@ impl Eyes {
                     argv.push(self.fill(word, &dir, path.as_deref()).await?);
                 }
                 Ok(Probe::Command(CommandProbe {
-                    argv,
-                    run_as: self.run_as(),
+                    run_as: self
+                        .run_as()
+                        .map(|UserIds { uid, gid }| RunAs::Ids { uid, gid }),
                     dir,
-                    env: BTreeMap::new(),
+                    ..CommandProbe::new(argv)
                 }))
             }
             ProbeSpec::Tasks { service } => Err(Refusal::internal(format!(
@@ -478,13 +496,13 @@ impl Eyes {
         }
     }
 
-    fn run_as(&self) -> Option<RunAs> {
+    fn run_as(&self) -> Option<UserIds> {
         let user = self
             .core
             .identity
             .task_user
             .filter(|_| rustix::process::geteuid().is_root());
-        user.map(|id| RunAs { uid: id, gid: id })
+        user.map(|id| UserIds { uid: id, gid: id })
     }
 
     /// Makes the check's own folder, with its files.
@@ -497,10 +515,7 @@ impl Eyes {
             .mode(0o700)
             .create(dir)
             .map_err(fail)?;
-        let user = self.run_as().map(|user| UserIds {
-            uid: user.uid,
-            gid: user.gid,
-        });
+        let user = self.run_as();
         if let Some(user) = user {
             std::os::unix::fs::chown(dir, Some(user.uid), Some(user.gid)).map_err(fail)?;
         }

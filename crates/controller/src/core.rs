@@ -1,18 +1,21 @@
 //! What all parts of a controller share.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use homeostat_model::{
-    CellIdentity, CellLayout, CellSpec, PackageName, ServiceName, ServiceSpec, Term,
+    CellIdentity, CellLayout, CellSpec, OperationId, PackageName, ServiceName, ServiceSpec, Term,
 };
 use homeostat_store::{Store, convenience};
 use serde::{Deserialize, Serialize};
 
 use crate::ControllerError;
+use crate::budgets::Budgets;
+use crate::checks::Checks;
 use crate::events::EventLog;
 use crate::hub::Hub;
 use crate::keys;
+use crate::machines::Machines;
 use crate::placements::Placements;
 
 /// The cell as applied: what was declared, and what its packages were found to be.
@@ -39,8 +42,13 @@ pub(crate) struct Core {
     pub hub: Hub,
     pub events: EventLog,
     pub placements: Placements,
+    pub machines: Machines,
+    pub budgets: Budgets,
+    pub checks: Arc<Checks>,
     /// One target of an endpoint is stored at a time, so that the newest one is stored last.
     pub storing_endpoints: tokio::sync::Mutex<()>,
+    /// What each operation that is under way waits for, in this process.
+    waits: Mutex<BTreeMap<OperationId, String>>,
     applied: RwLock<Option<Arc<Applied>>>,
     ports: RwLock<BTreeMap<ServiceName, u16>>,
 }
@@ -57,6 +65,8 @@ impl Core {
     ) -> Result<Self, ControllerError> {
         let events = EventLog::open(Arc::clone(&store)).await?;
         let placements = Placements::load(Arc::clone(&store)).await?;
+        let machines = Machines::load(Arc::clone(&store)).await?;
+        let budgets = Budgets::load(Arc::clone(&store)).await?;
         let applied = read_json(&*store, keys::SPEC).await?;
         let ports = read_json(&*store, keys::PORTS).await?.unwrap_or_default();
         let core = Self {
@@ -67,7 +77,11 @@ impl Core {
             hub: Hub::new(),
             events,
             placements,
+            machines,
+            budgets,
+            checks: Arc::default(),
             storing_endpoints: tokio::sync::Mutex::new(()),
+            waits: Mutex::default(),
             applied: RwLock::new(applied.map(Arc::new)),
             ports: RwLock::new(ports),
         };
@@ -81,6 +95,21 @@ impl Core {
             }
         }
         Ok(core)
+    }
+
+    /// Shows people what an operation waits for; empty: for nothing.
+    pub(crate) fn tell_wait(&self, operation: &OperationId, waits_for: String) {
+        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        if waits_for.is_empty() {
+            waits.remove(operation);
+        } else {
+            waits.insert(operation.clone(), waits_for);
+        }
+    }
+
+    pub(crate) fn waits_for(&self, operation: &OperationId) -> String {
+        let waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        waits.get(operation).cloned().unwrap_or_default()
     }
 
     pub(crate) fn applied(&self) -> Option<Arc<Applied>> {

@@ -7,17 +7,19 @@ use std::time::Duration;
 use async_trait::async_trait;
 use homeostat_api::grpc::EVENT_QUEUE;
 use homeostat_api::v1::{
-    Apart as WireApart, CallTask, EndpointTarget, ForgetReply, ForgetRequest, ForgetTask,
-    HelloReply, HelloRequest, KillReply, KillRequest, KillTask, LocalCallReply, LocalCallRequest,
-    NoteReply, NoteRequest, PlaceReply, PlaceRequest, Placement, ReadReply, ReadRequest,
-    SetEndpointReply, SetEndpointRequest, StartReply, StartRequest, StartTask, StopReply,
-    StopRequest, StopTask, TaskEvent, Unplaced, WatchRequest, WriteReply, WriteRequest, to_agent,
+    Apart as WireApart, CallTask, DisturbReply, DisturbRequest, EndpointTarget, Folder,
+    ForgetReply, ForgetRequest, ForgetTask, HelloReply, HelloRequest, KillReply, KillRequest,
+    KillTask, LocalCallReply, LocalCallRequest, NoteReply, NoteRequest, PlaceReply, PlaceRequest,
+    Placement, ReadReply, ReadRequest, SetEndpointReply, SetEndpointRequest, SettleReply,
+    SettleRequest, StartReply, StartRequest, StartTask, StopReply, StopRequest, StopTask,
+    TaskEvent, Unplaced, WatchRequest, WriteReply, WriteRequest, to_agent,
 };
 use homeostat_api::{CellHandle, Refusal, RefusalKind, TaskEvents};
 use homeostat_model::{
-    Bytes, MachineName, MilliCpu, PackageName, Resources, Revision, ServiceName, TaskName,
-    Template, Variable,
+    Bytes, Generation, MachineName, MilliCpu, PackageName, Resources, Revision, ServiceName,
+    TaskName, TaskState, Template, Variable,
 };
+use homeostat_placement::budget;
 use homeostat_placement::{Apart, Assignment};
 use homeostat_store::convenience;
 use serde::{Deserialize, Serialize};
@@ -25,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::core::{Core, encode};
 use crate::keys;
 use crate::placements::Ask;
+use crate::values::resolve;
 
 /// How long an agent may take to accept an order (not: to finish what it starts).
 const ACCEPT_WITHIN: Duration = Duration::from_secs(10);
@@ -192,17 +195,63 @@ impl ScopedCell {
             .ok_or_else(|| Refusal::not_now(format!("package {name} is not installed yet")))
     }
 
+    /// Whether a task may give up its place: its machine is lost, or certainly nothing of it runs there.
+    fn may_leave(&self, task: &TaskName, place: &Assignment) -> Result<(), Refusal> {
+        let hub = &self.core.hub;
+        if hub.is_lost(&place.machine) {
+            return Ok(());
+        }
+        let synced = hub.agent(&place.machine).is_some_and(|agent| agent.synced);
+        let state = hub.task(task).as_ref().and_then(task_state);
+        match state {
+            Some(TaskState::Exited { .. } | TaskState::Lost | TaskState::Pending { .. })
+                if synced =>
+            {
+                Ok(())
+            }
+            Some(_) | None => Err(Refusal::not_now(format!(
+                "{task} may still run on {}",
+                place.machine
+            ))),
+        }
+    }
+
+    /// Puts what a task had at a place that it left out of the way. Should that fail, it is done when its agent speaks next.
+    fn clear_old_place(&self, task: TaskName, place: Assignment) {
+        self.core.hub.forget(&task);
+        let forget = to_agent::Message::Forget(ForgetTask {
+            task: task.to_string(),
+            generation: place.generation.0,
+            folder: Folder::Aside as i32,
+        });
+        let core = Arc::clone(&self.core);
+        tokio::spawn(async move {
+            let cleared = core.hub.order(&place.machine, forget, ACCEPT_WITHIN).await;
+            if let Err(refusal) = cleared {
+                eprintln!("the old place of {task} is not cleared yet: {refusal}");
+            }
+        });
+    }
+
+    fn budget_ask(
+        &self,
+        service: &str,
+        task: &str,
+        purpose: String,
+    ) -> Result<budget::Ask, Refusal> {
+        let (task, _) = self.own_task(service, task)?;
+        Ok(budget::Ask { task, by: purpose })
+    }
+
     /// Waits until the agents that hold tasks of this service have told what they run.
     async fn inventory(&self) {
         let waits = async {
             let mut changes = self.core.hub.changes();
             loop {
                 let placed = self.core.placements.of_service(&self.service);
+                let hub = &self.core.hub;
                 if placed.iter().all(|(_, machine, _)| {
-                    self.core
-                        .hub
-                        .agent(machine)
-                        .is_some_and(|agent| agent.synced)
+                    hub.is_lost(machine) || hub.agent(machine).is_some_and(|agent| agent.synced)
                 }) {
                     return;
                 }
@@ -216,90 +265,18 @@ impl ScopedCell {
     }
 }
 
-/// What a variable stands for on `machine`, for `service`; `None`: its agent knows. Secrets may contain endpoints.
-async fn resolve(
-    core: &Core,
-    service: &ServiceName,
-    machine: &MachineName,
-    variable: &Variable,
-) -> Result<Option<String>, Refusal> {
-    match variable {
-        Variable::Endpoint(of) => endpoint_on(core, of, machine).map(Some),
-        Variable::Secret { service: of, name } => {
-            let needs = core
-                .service(service)
-                .is_some_and(|spec| spec.needs.contains(of));
-            if of != service && !needs {
-                return Err(Refusal::bad_request(format!(
-                    "{service} does not need {of} and may not see its secrets"
-                )));
-            }
-            secret(core, of, name, machine).await.map(Some)
-        }
-        Variable::DirOf(task) => Err(Refusal::bad_request(format!(
-            "{variable}: the folder of {task} is nobody's business but its own"
-        ))),
-        Variable::Address
-        | Variable::Port(_)
-        | Variable::Dir
-        | Variable::Task
-        | Variable::Machine
-        | Variable::Package => Ok(None),
-    }
-}
-
-/// Where `machine` reaches a service.
-pub(crate) fn endpoint_on(
-    core: &Core,
-    service: &ServiceName,
-    machine: &MachineName,
-) -> Result<String, Refusal> {
-    let machine = core
-        .identity
-        .machine(machine)
-        .ok_or_else(|| Refusal::not_found(format!("{machine} is not a machine of this cell")))?;
-    let port = core
-        .endpoint_port(service)
-        .ok_or_else(|| Refusal::not_found(format!("{service} is not a service of this cell")))?;
-    Ok(format!("{}:{port}", machine.address))
-}
-
-/// A secret of a service as seen from a machine. It may name endpoints and nothing else.
-pub(crate) async fn secret(
-    core: &Core,
-    service: &ServiceName,
-    name: &str,
-    machine: &MachineName,
-) -> Result<String, Refusal> {
-    let key = keys::own(service, &format!("secret/{name}"));
-    let item = convenience::get(&*core.store, &key)
-        .await
-        .map_err(|error| Refusal::unknown(error.to_string()))?
-        .ok_or_else(|| Refusal::not_now(format!("{service} has no secret '{name}' yet")))?;
-    let text = String::from_utf8_lossy(&item.value).into_owned();
-    let template = Template::parse(&text).map_err(|error| Refusal::internal(error.to_string()))?;
-    template.render(|variable| match variable {
-        Variable::Endpoint(of) => endpoint_on(core, of, machine),
-        Variable::Address
-        | Variable::Port(_)
-        | Variable::Dir
-        | Variable::DirOf(_)
-        | Variable::Task
-        | Variable::Machine
-        | Variable::Package
-        | Variable::Secret { .. } => Err(Refusal::internal(format!(
-            "a secret may not contain {variable}"
-        ))),
-    })
-}
-
 #[async_trait]
 impl CellHandle for ScopedCell {
     async fn hello(&self, request: HelloRequest) -> Result<HelloReply, Refusal> {
         self.own(&request.service)?;
+        let endpoint = self.core.hub.endpoints().remove(self.service.as_str());
+        let (endpoint_epoch, endpoint_version) =
+            endpoint.map_or((0, 0), |target| (target.epoch, target.version));
         Ok(HelloReply {
             term: self.core.term.0,
             cell: self.core.identity.name.to_string(),
+            endpoint_epoch,
+            endpoint_version,
         })
     }
 
@@ -316,6 +293,7 @@ impl CellHandle for ScopedCell {
     async fn place(&self, request: PlaceRequest) -> Result<PlaceReply, Refusal> {
         self.own(&request.service)?;
         let mut asks = Vec::new();
+        let mut leaves = Vec::new();
         for task in request.tasks {
             let name = TaskName::new(task.task)
                 .map_err(|error| Refusal::bad_request(error.to_string()))?;
@@ -328,6 +306,13 @@ impl CellHandle for ScopedCell {
                 return Err(Refusal::bad_request(format!(
                     "{name} belongs to another service"
                 )));
+            }
+            let leaving = (task.leaving != 0).then_some(Generation(task.leaving));
+            if let Some(place) = self.core.placements.of(&name)
+                && Some(place.generation) == leaving
+            {
+                self.may_leave(&name, &place)?;
+                leaves.push((name.clone(), place));
             }
             let wanted = task.resources.unwrap_or_default();
             asks.push(Ask {
@@ -347,13 +332,26 @@ impl CellHandle for ScopedCell {
                 } else {
                     Apart::Preferably
                 },
+                leaving,
             });
         }
         let (placed, pending) = self
             .core
             .placements
-            .place(asks, &self.core.identity, &self.core.hub)
+            .place(
+                asks,
+                &self.core.identity,
+                &self.core.hub,
+                &self.core.machines,
+            )
             .await?;
+        for (task, old) in leaves {
+            if let Some(new) = placed.get(&task).filter(|new| **new != old) {
+                let text = format!("moves from {} to {}", old.machine, new.machine);
+                self.core.events.add("task", task.as_str(), text);
+                self.clear_old_place(task, old);
+            }
+        }
         Ok(PlaceReply {
             placed: placed
                 .into_iter()
@@ -442,7 +440,11 @@ impl CellHandle for ScopedCell {
 
     async fn forget(&self, request: ForgetRequest) -> Result<ForgetReply, Refusal> {
         let (task, place) = self.own_task(&request.service, &request.task)?;
-        let forget = ForgetTask { task: request.task };
+        let forget = ForgetTask {
+            task: request.task,
+            generation: place.generation.0,
+            folder: Folder::Keep as i32,
+        };
         self.core
             .hub
             .order(
@@ -550,6 +552,25 @@ impl CellHandle for ScopedCell {
             .order(&place.machine, to_agent::Message::Call(call), patience)
             .await?;
         Ok(LocalCallReply { body })
+    }
+
+    async fn disturb(&self, request: DisturbRequest) -> Result<DisturbReply, Refusal> {
+        let ask = self.budget_ask(&request.service, &request.task, request.purpose)?;
+        let waits = self
+            .core
+            .budgets
+            .ask(&self.core, &self.service, &ask)
+            .await?;
+        Ok(DisturbReply {
+            granted: waits.is_none(),
+            waits_for: waits.unwrap_or_default(),
+        })
+    }
+
+    async fn settle(&self, request: SettleRequest) -> Result<SettleReply, Refusal> {
+        let ask = self.budget_ask(&request.service, &request.task, request.purpose)?;
+        self.core.budgets.settle(&self.service, &ask).await?;
+        Ok(SettleReply {})
     }
 
     async fn note(&self, request: NoteRequest) -> Result<NoteReply, Refusal> {

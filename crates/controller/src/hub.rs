@@ -3,9 +3,9 @@
 //! One lock, held for moments only and never across an await. Nothing here is stored: a new leader learns it anew
 //! from the agents.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use homeostat_api::v1::{
     AgentHello, CallDone, EndpointTarget, Endpoints, ForwarderReport, TaskEvent, ToAgent, to_agent,
@@ -21,6 +21,8 @@ pub(crate) struct Hub {
     inner: Mutex<Inner>,
     /// Counts changes; those who wait for something look again.
     changes: watch::Sender<u64>,
+    /// Who never connected has been silent since then.
+    began: Instant,
 }
 
 #[derive(Default)]
@@ -32,6 +34,10 @@ struct Inner {
     /// The newest target of each service's endpoint.
     endpoints: BTreeMap<String, EndpointTarget>,
     forwarders: BTreeMap<(MachineName, String), ForwarderReport>,
+    /// When the last stream of a machine that has none now ended.
+    silent: BTreeMap<MachineName, Instant>,
+    /// Machines called lost: what was heard of their tasks says nothing any more.
+    lost: BTreeSet<MachineName>,
     next_id: u64,
 }
 
@@ -40,6 +46,8 @@ struct Session {
     hello: AgentHello,
     orders: mpsc::Sender<Result<ToAgent, tonic::Status>>,
     synced: bool,
+    /// When it was last heard.
+    heard: Instant,
     /// Tasks named since the hello.
     named: Vec<TaskName>,
 }
@@ -61,6 +69,7 @@ impl Hub {
         Self {
             inner: Mutex::default(),
             changes: watch::Sender::new(0),
+            began: Instant::now(),
         }
     }
 
@@ -97,11 +106,13 @@ impl Hub {
             hello,
             orders,
             synced: false,
+            heard: Instant::now(),
             named: Vec::new(),
         };
         session.order(0, to_agent::Message::Endpoints(Endpoints { targets }));
         // What was asked over an earlier stream is answered by nobody.
         inner.calls.retain(|_, (of, _)| *of != machine);
+        inner.silent.remove(&machine);
         inner.sessions.insert(machine, session);
         drop(inner);
         self.touch();
@@ -118,6 +129,8 @@ impl Hub {
             return;
         }
         inner.sessions.remove(machine);
+        inner.silent.insert(machine.clone(), Instant::now());
+        inner.forwarders.retain(|(of, _), _| of != machine);
         // Their callers learn that the outcome is unknown.
         inner.calls.retain(|_, (of, _)| of != machine);
         let silent: Vec<TaskEvent> = inner
@@ -152,6 +165,7 @@ impl Hub {
             .sessions
             .get_mut(machine)
             .filter(|session| session.number == number)?;
+        session.heard = Instant::now();
         if !session.synced {
             session.named.push(name.clone());
         }
@@ -160,6 +174,28 @@ impl Hub {
         drop(inner);
         self.touch();
         before
+    }
+
+    /// Passes a sign of a task's own supervisor on to those who listen now. Nothing is changed by it, and nobody else is
+    /// woken. A listener who is far behind is spared: what comes later says as much.
+    pub(crate) fn sign(&self, machine: &MachineName, number: u64, event: &TaskEvent) {
+        let mut inner = self.lock();
+        let Some(session) = inner
+            .sessions
+            .get_mut(machine)
+            .filter(|session| session.number == number)
+        else {
+            return;
+        };
+        session.heard = Instant::now();
+        for watcher in &inner.watchers {
+            let events = &watcher.events;
+            let keeps_up = events.capacity() > events.max_capacity() / 2;
+            if watcher.service == event.service && keeps_up {
+                // One that is gone is noticed with the next change.
+                drop(events.try_send(event.clone()));
+            }
+        }
     }
 
     /// The agent has told all it has; what else was placed there is not there.
@@ -203,6 +239,57 @@ impl Hub {
             .iter()
             .map(|((machine, _), report)| (machine.clone(), report.clone()))
             .collect()
+    }
+
+    /// For how long nothing was heard of a machine. An open connection is not enough: a machine may hang.
+    pub(crate) fn silence(&self, machine: &MachineName) -> Duration {
+        let inner = self.lock();
+        let session = inner.sessions.get(machine).map(|session| session.heard);
+        let silent = inner.silent.get(machine).copied();
+        session.or(silent).unwrap_or(self.began).elapsed()
+    }
+
+    /// From here on the tasks placed on a machine are told as those of a lost one; or as those of one that is there.
+    pub(crate) fn call_lost(&self, machine: &MachineName, placed: &[(TaskName, String, u64)]) {
+        let mut inner = self.lock();
+        inner.lost.insert(machine.clone());
+        // Should it only hang: when it wakes it has to begin with what it runs.
+        if let Some(session) = inner.sessions.remove(machine) {
+            inner.silent.insert(machine.clone(), session.heard);
+            inner.calls.retain(|_, (of, _)| of != machine);
+        }
+        for (task, service, generation) in placed {
+            let event = inner
+                .tasks
+                .get(task)
+                .filter(|event| event.machine == machine.as_str())
+                .cloned()
+                .unwrap_or_else(|| unknown_task(machine, task, service, *generation));
+            inner.tell(&event);
+            inner.tasks.insert(task.clone(), event);
+        }
+        drop(inner);
+        self.touch();
+    }
+
+    pub(crate) fn call_found(&self, machine: &MachineName) {
+        let mut inner = self.lock();
+        inner.lost.remove(machine);
+        let here: Vec<TaskEvent> = inner
+            .tasks
+            .values()
+            .filter(|event| event.machine == machine.as_str())
+            .cloned()
+            .collect();
+        for event in here {
+            inner.tell(&event);
+        }
+        drop(inner);
+        self.touch();
+    }
+
+    pub(crate) fn is_lost(&self, machine: &MachineName) -> bool {
+        self.lock().lost.contains(machine)
     }
 
     pub(crate) fn agent(&self, machine: &MachineName) -> Option<AgentView> {
@@ -257,13 +344,14 @@ impl Hub {
         let mut inner = self.lock();
         let speaks = inner
             .sessions
-            .get(machine)
-            .is_some_and(|session| session.number == number);
-        if !speaks
-            || inner
-                .calls
-                .get(&done.id)
-                .is_none_or(|(of, _)| of != machine)
+            .get_mut(machine)
+            .filter(|session| session.number == number);
+        let Some(session) = speaks else { return };
+        session.heard = Instant::now();
+        if inner
+            .calls
+            .get(&done.id)
+            .is_none_or(|(of, _)| of != machine)
         {
             return;
         }
@@ -277,6 +365,11 @@ impl Hub {
 
     pub(crate) fn tasks(&self) -> Vec<TaskEvent> {
         self.lock().tasks.values().cloned().collect()
+    }
+
+    /// What is known of one task.
+    pub(crate) fn task(&self, task: &TaskName) -> Option<TaskEvent> {
+        self.lock().tasks.get(task).cloned()
     }
 
     pub(crate) fn forget(&self, task: &TaskName) {
@@ -301,7 +394,7 @@ impl Hub {
                 .cloned()
                 .unwrap_or_else(|| unknown_task(machine, task, service, *generation));
             // Fits: the queue was made large enough.
-            drop(events.try_send(event));
+            drop(events.try_send(inner.stamped(&event)));
         }
         drop(events.try_send(TaskEvent {
             synced: true,
@@ -373,7 +466,16 @@ impl Session {
 }
 
 impl Inner {
+    /// The event as it is told: whether its machine is lost is known here and not by its agent.
+    fn stamped(&self, event: &TaskEvent) -> TaskEvent {
+        TaskEvent {
+            machine_lost: self.lost.iter().any(|lost| lost.as_str() == event.machine),
+            ..event.clone()
+        }
+    }
+
     fn tell(&mut self, event: &TaskEvent) {
+        let event = self.stamped(event);
         self.watchers.retain(|watcher| {
             watcher.service != event.service || watcher.events.try_send(event.clone()).is_ok()
         });
@@ -412,143 +514,4 @@ fn kind(word: &str) -> RefusalKind {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    const PATIENCE: Duration = Duration::from_secs(60);
-
-    fn machine(name: &str) -> MachineName {
-        MachineName::new(name).unwrap()
-    }
-
-    fn connect(hub: &Hub, name: &str) -> (u64, mpsc::Receiver<Result<ToAgent, tonic::Status>>) {
-        let (orders, agent) = mpsc::channel(8);
-        (
-            hub.connected(machine(name), AgentHello::default(), orders),
-            agent,
-        )
-    }
-
-    fn done(id: u64) -> CallDone {
-        CallDone {
-            id,
-            ..CallDone::default()
-        }
-    }
-
-    /// The id of the next order that is not about endpoints.
-    async fn asked(agent: &mut mpsc::Receiver<Result<ToAgent, tonic::Status>>) -> u64 {
-        loop {
-            let order = agent.recv().await.unwrap().unwrap();
-            if order.id != 0 {
-                return order.id;
-            }
-        }
-    }
-
-    fn shutdown() -> to_agent::Message {
-        to_agent::Message::Shutdown(homeostat_api::v1::Shutdown {})
-    }
-
-    fn of_web(task: &str) -> TaskEvent {
-        TaskEvent {
-            task: task.into(),
-            service: "web".into(),
-            machine: "m1".into(),
-            ..TaskEvent::default()
-        }
-    }
-
-    #[tokio::test]
-    async fn only_the_agent_that_was_asked_answers_and_only_over_its_stream() {
-        let hub = Hub::new();
-        let (first, mut agent) = connect(&hub, "m1");
-        let (other, _other_agent) = connect(&hub, "m2");
-        let m1 = machine("m1");
-        let asking = hub.order(&m1, shutdown(), PATIENCE);
-        let answering = async {
-            let id = asked(&mut agent).await;
-            hub.answered(&machine("m2"), other, done(id));
-            hub.answered(&machine("m1"), first + 100, done(id));
-            assert_eq!(hub.lock().calls.len(), 1, "neither was an answer");
-            hub.answered(&machine("m1"), first, done(id));
-        };
-        let (answer, ()) = tokio::join!(asking, answering);
-        answer.unwrap();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_order_that_nobody_waits_for_is_forgotten() {
-        let hub = Hub::new();
-        let (_, _agent) = connect(&hub, "m1");
-        let late = hub
-            .order(&machine("m1"), shutdown(), PATIENCE)
-            .await
-            .unwrap_err();
-        assert_eq!(late.kind, RefusalKind::Unknown);
-        assert!(hub.lock().calls.is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_new_stream_ends_the_calls_of_the_one_before() {
-        let hub = Hub::new();
-        let (_, mut agent) = connect(&hub, "m1");
-        let m1 = machine("m1");
-        let asking = hub.order(&m1, shutdown(), PATIENCE);
-        let reconnecting = async {
-            asked(&mut agent).await;
-            connect(&hub, "m1")
-        };
-        let (answer, _again) = tokio::join!(asking, reconnecting);
-        assert_eq!(answer.unwrap_err().kind, RefusalKind::Unknown);
-    }
-
-    #[tokio::test]
-    async fn a_watcher_that_does_not_keep_up_is_dropped_and_gets_a_fresh_snapshot() {
-        let hub = Hub::new();
-        let (number, _agent) = connect(&hub, "m1");
-        let m1 = machine("m1");
-        let mut slow = hub.watch("web", &[], 1);
-        for round in 0..10 {
-            hub.observed(
-                &m1,
-                number,
-                TaskEvent {
-                    generation: round,
-                    ..of_web("web-0")
-                },
-            );
-        }
-        while slow.recv().await.is_some() {}
-        let placed = [(TaskName::new("web-0").unwrap(), m1, 9)];
-        let mut fresh = hub.watch("web", &placed, 1);
-        assert_eq!(fresh.recv().await.unwrap().generation, 9);
-        assert!(fresh.recv().await.unwrap().synced);
-    }
-
-    #[tokio::test]
-    async fn words_of_an_ended_stream_are_not_heard() {
-        let hub = Hub::new();
-        let (old, _agent) = connect(&hub, "m1");
-        let (_, _again) = connect(&hub, "m1");
-        hub.observed(&machine("m1"), old, of_web("web-0"));
-        hub.disconnected(&machine("m1"), old);
-        assert!(hub.tasks().is_empty());
-        assert!(hub.agent(&machine("m1")).is_some());
-    }
-
-    #[test]
-    fn an_older_endpoint_is_refused() {
-        let hub = Hub::new();
-        let target = |version| EndpointTarget {
-            service: "web".into(),
-            epoch: 2,
-            version,
-            ..EndpointTarget::default()
-        };
-        assert_eq!(hub.set_endpoint(target(5)), Ok(()));
-        assert_eq!(hub.set_endpoint(target(4)), Err((2, 5)));
-        assert_eq!(hub.endpoints()["web"].version, 5);
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
 //! The store's keys, in one place.
 
-use homeostat_model::{ServiceName, TaskName};
+use homeostat_model::{MachineName, ServiceName, TaskName};
 
 /// The fencing number of the last leader.
 pub(crate) const TERM: &str = "/cell/term";
@@ -13,6 +13,31 @@ pub(crate) const ENDPOINTS: &str = "/endpoints/";
 pub(crate) const EVENTS: &str = "/events/";
 /// Services that should be up; those without a key should be down.
 pub(crate) const WANTED: &str = "/wanted/";
+
+/// What is known of a machine beyond what its agent says.
+pub(crate) const MACHINES: &str = "/machines/";
+/// Which tasks of a service are out of service on purpose.
+pub(crate) const DISTURBED: &str = "/disturbed/";
+/// Where a task had its place before it was freed, and its generation.
+pub(crate) const FORMER: &str = "/former/";
+/// Services that were turned down and are to be purged.
+pub(crate) const TURNED_DOWN: &str = "/turned-down/";
+
+pub(crate) fn machine(name: &MachineName) -> String {
+    format!("{MACHINES}{name}")
+}
+
+pub(crate) fn disturbed(service: &ServiceName) -> String {
+    format!("{DISTURBED}{service}")
+}
+
+pub(crate) fn former(task: &TaskName) -> String {
+    format!("{FORMER}{task}")
+}
+
+pub(crate) fn turned_down(service: &ServiceName) -> String {
+    format!("{TURNED_DOWN}{service}")
+}
 
 pub(crate) fn placement(task: &TaskName) -> String {
     format!("{PLACEMENTS}{task}")

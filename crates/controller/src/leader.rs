@@ -6,12 +6,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use homeostat_api::v1::{ActReply, ActRequest, Shutdown, TurnupRequest, to_agent};
 use homeostat_api::{AdminServer, Refusal};
-use homeostat_journal::{Asker, Outcome, Person};
+use homeostat_journal::{Asker, Draft, Outcome, Person, Touched};
 use homeostat_model::{CellSpec, OperationId, ProcedureName, ServiceName};
 use homeostat_ops::{Executor, OpsError, Procedure};
 use homeostat_turnup::{
-    Act, ActProcedure, Cell, Direction, TurnProcedure, turndown, turndown_procedure, turnup,
-    turnup_procedure,
+    Act, ActProcedure, Cell, Direction, TurnProcedure, drained_machine, turndown,
+    turndown_procedure, turnup, turnup_procedure,
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -34,9 +34,9 @@ pub(crate) struct Leader {
     pub core: Arc<Core>,
     pub services: Arc<Services>,
     pub checks: Arc<Checks>,
-    executor: Executor,
+    pub executor: Executor,
     /// One turnup or turndown is set going at a time.
-    turning: tokio::sync::Mutex<()>,
+    pub turning: tokio::sync::Mutex<()>,
     /// Becomes true when the cell is down and the controller may end.
     pub ended: watch::Sender<bool>,
 }
@@ -44,9 +44,9 @@ pub(crate) struct Leader {
 impl Leader {
     pub(crate) fn new(core: Arc<Core>, services: Arc<Services>, executor: Executor) -> Self {
         Self {
+            checks: Arc::clone(&core.checks),
             core,
             services,
-            checks: Arc::default(),
             executor,
             turning: tokio::sync::Mutex::new(()),
             ended: watch::Sender::new(false),
@@ -66,7 +66,13 @@ impl Leader {
             if *procedure == turnup_procedure() {
                 self.drive(id, Direction::Up);
             } else if *procedure == turndown_procedure() {
-                self.drive(id, Direction::Down);
+                if self.is_whole(operation.plan().draft()) {
+                    self.drive(id, Direction::Down);
+                } else {
+                    self.drive_services(id, Direction::Down);
+                }
+            } else if let Some(machine) = drained_machine(operation.plan().draft()) {
+                self.drive_drain(id, machine);
             } else if let Some(act) = Act::of(operation.plan().draft()) {
                 let procedure = Arc::new(ActProcedure::new(
                     act,
@@ -186,7 +192,7 @@ impl Leader {
         }
     }
 
-    async fn stop_unfinished(&self, why: &str) -> Result<(), ControllerError> {
+    pub(crate) async fn stop_unfinished(&self, why: &str) -> Result<(), ControllerError> {
         for operation in self
             .executor
             .list()
@@ -236,26 +242,50 @@ impl Leader {
         )))
     }
 
-    /// Runs an operation in the background.
+    /// Whether a turndown takes the cell down, and not some of its services.
+    fn is_whole(&self, draft: &Draft) -> bool {
+        let applied = self.core.applied();
+        let services = applied.iter().flat_map(|applied| &applied.spec.services);
+        services
+            .map(|service| Touched::Service(service.name.clone()))
+            .all(|service| draft.scope.contains(&service))
+    }
+
+    /// Brings the cell up or down in the background; down, it ends with its controller.
     fn drive(self: &Arc<Self>, id: OperationId, direction: Direction) {
         if direction == Direction::Down {
             self.checks.stop();
         }
         let leader = Arc::clone(self);
         tokio::spawn(async move {
-            let cell: Arc<dyn Cell> = Arc::new(LeaderCell(Arc::clone(&leader)));
-            let procedure: Arc<dyn Procedure> = Arc::new(TurnProcedure::new(direction, cell));
-            let outcome = leader.executor.run(&id, procedure).await;
-            let text = match &outcome {
-                Ok(Outcome::Done) => "done".to_owned(),
-                Ok(Outcome::Undone | Outcome::Abandoned) => "stopped before its end".to_owned(),
-                Err(error) => format!("stopped: {error}"),
-            };
-            leader.core.events.add("operation", id.as_str(), text);
-            if direction == Direction::Down && matches!(outcome, Ok(Outcome::Done)) {
+            let outcome = leader.carry_out(&id, direction).await;
+            if direction == Direction::Down && outcome == Some(Outcome::Done) {
                 leader.end().await;
             }
         });
+    }
+
+    /// Brings some services up or down in the background.
+    pub(crate) fn drive_services(self: &Arc<Self>, id: OperationId, direction: Direction) {
+        let leader = Arc::clone(self);
+        tokio::spawn(async move { leader.carry_out(&id, direction).await });
+    }
+
+    async fn carry_out(
+        self: &Arc<Self>,
+        id: &OperationId,
+        direction: Direction,
+    ) -> Option<Outcome> {
+        let cell: Arc<dyn Cell> = Arc::new(LeaderCell(Arc::clone(self)));
+        let procedure: Arc<dyn Procedure> = Arc::new(TurnProcedure::new(direction, cell));
+        let outcome = self.executor.run(id, procedure).await;
+        let text = match &outcome {
+            Ok(Outcome::Done) => "done".to_owned(),
+            Ok(Outcome::Undone | Outcome::Abandoned) => "stopped before its end".to_owned(),
+            Err(error) => format!("stopped: {error}"),
+        };
+        self.core.events.add("operation", id.as_str(), text);
+        outcome.ok()
     }
 
     /// Ends the agents (nothing of theirs runs any more), then this controller.
@@ -297,6 +327,7 @@ impl Leader {
         let changed = self.core.applied().as_deref() != Some(&applied);
         if changed {
             self.core.apply(applied.clone()).await?;
+            self.services.keep_declared(&applied.spec);
         }
         if changed || !self.checks.run() {
             self.checks
@@ -306,7 +337,7 @@ impl Leader {
     }
 }
 
-fn operation_error(error: homeostat_ops::OpsError) -> ControllerError {
+pub(crate) fn operation_error(error: homeostat_ops::OpsError) -> ControllerError {
     let mut line = error.to_string();
     let mut cause = std::error::Error::source(&error);
     while let Some(source) = cause {
@@ -351,7 +382,9 @@ impl Cell for LeaderCell {
         let mut changes = hub.changes();
         loop {
             let machines = &self.0.core.identity.machines;
-            let silent = |name| hub.agent(name).is_none_or(|agent| !agent.synced);
+            // What a lost machine runs is nobody's word: it is not waited for.
+            let silent =
+                |name| !hub.is_lost(name) && hub.agent(name).is_none_or(|agent| !agent.synced);
             let Some(missing) = machines.iter().find(|machine| silent(&machine.spec.name)) else {
                 return Ok(());
             };

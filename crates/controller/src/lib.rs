@@ -5,21 +5,27 @@
 //! again by the agents, operations are resumed from their journal.
 
 mod agents;
+mod budgets;
 mod checks;
 mod clock;
 mod core;
+mod drain;
 mod error;
 mod events;
 mod handle;
 mod hub;
 mod keys;
 mod leader;
+mod machines;
 mod packages;
 mod people;
 mod placements;
+mod purge;
 mod run;
 mod services;
 mod status;
+mod turning;
+mod values;
 mod why;
 
 pub use error::ControllerError;

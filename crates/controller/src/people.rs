@@ -6,19 +6,20 @@ use std::sync::Arc;
 use homeostat_api::Refusal;
 use homeostat_api::v1::cell_server::Cell;
 use homeostat_api::v1::{
-    ActReply, ActRequest, ApplyReply, ApplyRequest, CellEvent, DownReply, DownRequest,
-    EventsRequest, SecretReply, SecretRequest, StatusReply, StatusRequest, WhyReply, WhyRequest,
+    ActReply, ActRequest, ApplyReply, ApplyRequest, CellEvent, ChaosReply, ChaosRequest, DownReply,
+    DownRequest, DrainReply, DrainRequest, EventsRequest, SecretReply, SecretRequest, StatusReply,
+    StatusRequest, TurnReply, TurnRequest, UndrainReply, UndrainRequest, WhyReply, WhyRequest,
 };
-use homeostat_model::{CellSpec, MachineName, ServiceName};
+use homeostat_model::{CellKind, CellSpec, MachineName, ServiceName};
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::events;
-use crate::handle::secret;
 use crate::leader::Leader;
 use crate::status::status;
+use crate::values::secret;
 use crate::why::why;
 
 const QUEUE: usize = 256;
@@ -44,7 +45,7 @@ impl Cell for People {
 
     async fn status(&self, _: Request<StatusRequest>) -> Answer<StatusReply> {
         let leader = &self.0;
-        let status = status(&leader.core, &leader.services, &leader.checks).await;
+        let status = status(leader).await;
         let json =
             serde_json::to_string(&status).map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(StatusReply { json }))
@@ -92,11 +93,55 @@ impl Cell for People {
             .map(|machine| machine.spec.name.clone());
         let machine = match request.machine.as_str() {
             "" => first.ok_or_else(|| Status::failed_precondition("the cell has no machine"))?,
-            name => MachineName::new(name)
-                .map_err(|error| Status::invalid_argument(error.to_string()))?,
+            name => self::machine(name)?,
         };
         let value = secret(&self.0.core, &service, &request.name, &machine).await?;
         Ok(Response::new(SecretReply { value }))
+    }
+
+    async fn drain(&self, request: Request<DrainRequest>) -> Answer<DrainReply> {
+        let request = request.into_inner();
+        let operation = self
+            .0
+            .drain(&machine(&request.machine)?, request.by)
+            .await?;
+        Ok(Response::new(DrainReply {
+            operation: operation.to_string(),
+        }))
+    }
+
+    async fn undrain(&self, request: Request<UndrainRequest>) -> Answer<UndrainReply> {
+        let request = request.into_inner();
+        let text = self
+            .0
+            .undrain(&machine(&request.machine)?, request.by)
+            .await?;
+        Ok(Response::new(UndrainReply { text }))
+    }
+
+    async fn turn(&self, request: Request<TurnRequest>) -> Answer<TurnReply> {
+        let operation = self.0.turn(request.into_inner()).await?;
+        Ok(Response::new(TurnReply {
+            operation: operation.to_string(),
+        }))
+    }
+
+    async fn chaos(&self, request: Request<ChaosRequest>) -> Answer<ChaosReply> {
+        let request = request.into_inner();
+        let core = &self.0.core;
+        let kind = core.applied().map(|applied| applied.spec.kind);
+        match kind {
+            Some(CellKind::Sandbox) => {}
+            Some(CellKind::Production) | None => {
+                return Err(Status::failed_precondition(format!(
+                    "{} is not a sandbox: nothing is broken there on purpose (declare it with cell(kind = \"sandbox\"))",
+                    core.identity.name
+                )));
+            }
+        }
+        let text = format!("{} ({})", request.what, request.by);
+        core.events.add("chaos", "cell", text);
+        Ok(Response::new(ChaosReply {}))
     }
 
     async fn down(&self, request: Request<DownRequest>) -> Answer<DownReply> {
@@ -111,6 +156,10 @@ impl Cell for People {
 
 fn service(text: &str) -> Result<ServiceName, Status> {
     ServiceName::new(text).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+fn machine(text: &str) -> Result<MachineName, Status> {
+    MachineName::new(text).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
 fn unknown(service: &ServiceName) -> Status {

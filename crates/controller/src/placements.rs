@@ -15,6 +15,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use crate::ControllerError;
 use crate::hub::Hub;
 use crate::keys;
+use crate::machines::{Machines, takes_tasks};
 
 /// The stored form, version 1: fields are only added.
 #[derive(Debug, Serialize, Deserialize)]
@@ -28,9 +29,19 @@ struct Stored {
     never_together: u8,
 }
 
+/// A place that was freed, as stored, version 1: fields are only added.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Former {
+    machine: MachineName,
+    generation: Generation,
+    service: ServiceName,
+}
+
 pub(crate) struct Placements {
     store: Arc<dyn Store>,
     known: Mutex<BTreeMap<TaskName, Assignment>>,
+    /// Tasks whose place was freed: where they were, and their generation.
+    former: Mutex<BTreeMap<TaskName, Former>>,
     /// One planning at a time: a plan is made from what the one before it decided.
     planning: AsyncMutex<()>,
 }
@@ -42,6 +53,8 @@ pub(crate) struct Ask {
     pub resources: Resources,
     pub fixed_ports: BTreeSet<u16>,
     pub apart: Apart,
+    /// The place of this generation is given up for another.
+    pub leaving: Option<Generation>,
 }
 
 impl Placements {
@@ -58,15 +71,40 @@ impl Placements {
                 serde_json::from_slice(&item.value).map_err(|error| garbled(error.to_string()))?;
             known.insert(task, read(stored));
         }
+        let mut former = BTreeMap::new();
+        for item in convenience::list(&*store, keys::FORMER).await?.items {
+            let garbled = |error: String| ControllerError::Garbled {
+                key: item.key.clone(),
+                error,
+            };
+            let task = TaskName::new(item.key.trim_start_matches(keys::FORMER))
+                .map_err(|error| garbled(error.to_string()))?;
+            let place =
+                serde_json::from_slice(&item.value).map_err(|error| garbled(error.to_string()))?;
+            former.insert(task, place);
+        }
         Ok(Self {
             store,
             known: Mutex::new(known),
+            former: Mutex::new(former),
             planning: AsyncMutex::new(()),
         })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<TaskName, Assignment>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_former(&self) -> std::sync::MutexGuard<'_, BTreeMap<TaskName, Former>> {
+        self.former.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The highest generation under which a task without a place was ever placed, as far as is known.
+    pub(crate) fn last_generation(&self, task: &TaskName) -> Generation {
+        let former = self.lock_former();
+        former
+            .get(task)
+            .map_or(Generation(0), |former| former.generation)
     }
 
     pub(crate) fn of(&self, task: &TaskName) -> Option<Assignment> {
@@ -94,52 +132,60 @@ impl Placements {
             .collect()
     }
 
-    /// Places tasks; those that have a place keep it. Durable when it returns. The second part: who found none, and
-    /// why.
+    /// Places tasks; those that have a place keep it, unless it is the one that they leave. Durable when it returns. The
+    /// second part: who found none, and why; one that wanted to leave still has the place it had.
     pub(crate) async fn place(
         &self,
         asks: Vec<Ask>,
         identity: &CellIdentity,
         hub: &Hub,
+        machines: &Machines,
     ) -> Result<(BTreeMap<TaskName, Assignment>, Vec<(TaskName, String)>), ControllerError> {
         let _one_at_a_time = self.planning.lock().await;
         let before = self.all();
-        let requests: Vec<Request> = asks
-            .into_iter()
-            .map(|ask| Request {
-                last_generation: before
-                    .get(&ask.task)
-                    .map_or(Generation(0), |place| place.generation),
-                task: ask.task,
-                service: ask.service,
-                resources: ask.resources,
-                fixed_ports: ask.fixed_ports,
-                apart: ask.apart,
-            })
-            .collect();
-        let pool = Pool {
-            machines: machines(identity, hub),
+        let mut pool = Pool {
+            machines: pool_machines(identity, hub, machines),
             assignments: before.clone(),
         };
+        let requests: Vec<Request> = asks
+            .into_iter()
+            .map(|ask| {
+                let held = before.get(&ask.task).map(|place| place.generation);
+                if held.is_some() && held == ask.leaving {
+                    pool.assignments.remove(&ask.task);
+                }
+                Request {
+                    last_generation: held.unwrap_or(self.last_generation(&ask.task)),
+                    home: self.home(&ask.task),
+                    task: ask.task,
+                    service: ask.service,
+                    resources: ask.resources,
+                    fixed_ports: ask.fixed_ports,
+                    apart: ask.apart,
+                }
+            })
+            .collect();
         let plan = place(&requests, &pool);
         if let Some(violation) = lint(&plan, &requests, &pool).into_iter().next() {
             return Err(ControllerError::BadPlan(format!("{violation:?}")));
         }
-        let asked: BTreeSet<&TaskName> = requests.iter().map(|request| &request.task).collect();
         let mut txn = Txn::new();
         for (task, place) in plan
             .assignments
             .iter()
-            .filter(|(task, _)| !before.contains_key(*task))
+            .filter(|(task, place)| before.get(*task) != Some(*place))
         {
-            txn = txn.then(Op::put(
-                keys::placement(task),
-                serde_json::to_vec(&write(place)).unwrap_or_default(),
-            ));
+            txn = txn
+                .then(Op::put(
+                    keys::placement(task),
+                    serde_json::to_vec(&write(place)).unwrap_or_default(),
+                ))
+                .then(Op::delete(keys::former(task)));
         }
         if !txn.then.is_empty() {
             self.store.txn(txn).await?;
         }
+        let asked: BTreeSet<&TaskName> = requests.iter().map(|request| &request.task).collect();
         let placed: BTreeMap<TaskName, Assignment> = plan
             .assignments
             .iter()
@@ -147,31 +193,108 @@ impl Placements {
             .map(|(task, place)| (task.clone(), place.clone()))
             .collect();
         self.lock().extend(placed.clone());
+        self.lock_former()
+            .retain(|task, _| !placed.contains_key(task));
+        let pending = plan.pending.iter();
         Ok((
             placed,
-            plan.pending
-                .iter()
+            pending
                 .map(|pending| (pending.task.clone(), pending.to_string()))
                 .collect(),
         ))
     }
 
+    /// Why a task that has a place would find no other one; `None`: it would. Changes nothing.
+    pub(crate) fn stuck(
+        &self,
+        task: &TaskName,
+        identity: &CellIdentity,
+        hub: &Hub,
+        machines: &Machines,
+    ) -> Option<String> {
+        let mut assignments = self.all();
+        let held = assignments.remove(task)?;
+        let pool = Pool {
+            machines: pool_machines(identity, hub, machines),
+            assignments,
+        };
+        let request = Request {
+            task: task.clone(),
+            service: held.service,
+            resources: held.resources,
+            fixed_ports: held.fixed_ports,
+            apart: held.apart,
+            last_generation: held.generation,
+            home: None,
+        };
+        let pending = place(&[request], &pool).pending.into_iter().next()?;
+        Some(pending.to_string().replace("\n ", ";"))
+    }
+
+    /// Where the data of a task without a place is.
+    fn home(&self, task: &TaskName) -> Option<MachineName> {
+        let former = self.lock_former();
+        former.get(task).map(|former| former.machine.clone())
+    }
+
+    /// Frees a place and remembers where it was: its data is there.
+    pub(crate) async fn free(&self, task: &TaskName) -> Result<(), ControllerError> {
+        let _one_at_a_time = self.planning.lock().await;
+        let Some(place) = self.of(task) else {
+            return Ok(());
+        };
+        let former = Former {
+            machine: place.machine,
+            generation: place.generation,
+            service: place.service,
+        };
+        let stored = serde_json::to_vec(&former).unwrap_or_default();
+        let txn = Txn::new()
+            .then(Op::delete(keys::placement(task)))
+            .then(Op::put(keys::former(task), stored));
+        self.store.txn(txn).await?;
+        self.lock().remove(task);
+        self.lock_former().insert(task.clone(), former);
+        Ok(())
+    }
+
+    /// Ends a place for good.
     pub(crate) async fn forget(&self, task: &TaskName) -> Result<(), ControllerError> {
         let _one_at_a_time = self.planning.lock().await;
-        self.store
-            .txn(Txn::new().then(Op::delete(keys::placement(task))))
-            .await?;
+        let txn = Txn::new()
+            .then(Op::delete(keys::placement(task)))
+            .then(Op::delete(keys::former(task)));
+        self.store.txn(txn).await?;
         self.lock().remove(task);
+        self.lock_former().remove(task);
         Ok(())
+    }
+
+    /// The freed places of a service.
+    pub(crate) fn former_of(&self, service: &ServiceName) -> Vec<(TaskName, MachineName)> {
+        self.lock_former()
+            .iter()
+            .filter(|(_, former)| former.service == *service)
+            .map(|(task, former)| (task.clone(), former.machine.clone()))
+            .collect()
     }
 }
 
-fn machines(identity: &CellIdentity, hub: &Hub) -> BTreeMap<MachineName, PoolMachine> {
+fn pool_machines(
+    identity: &CellIdentity,
+    hub: &Hub,
+    machines: &Machines,
+) -> BTreeMap<MachineName, PoolMachine> {
     identity
         .machines
         .iter()
         .map(|machine| {
-            let readiness = match hub.agent(&machine.spec.name) {
+            let name = &machine.spec.name;
+            let refuses = takes_tasks(machines.state(name)).err();
+            let readiness = match hub.agent(name) {
+                _ if refuses.is_some() => Readiness::NotReady {
+                    why: refuses.unwrap_or_default(),
+                },
                 Some(agent) if agent.synced => Readiness::Ready,
                 Some(_) => Readiness::NotReady {
                     why: "its agent has not told yet what it runs".into(),

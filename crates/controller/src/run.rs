@@ -62,6 +62,8 @@ pub async fn run(options: ControllerOptions) -> Result<(), ControllerError> {
         .add_service(CellServer::new(People(Arc::clone(&leader))))
         .serve_with_incoming(incoming);
     let serving = tokio::spawn(server);
+    tokio::spawn(crate::machines::watch(Arc::clone(&core)));
+    tokio::spawn(crate::purge::watch(Arc::clone(&leader)));
     leader.resume().await?;
     tokio::select! {
         served = serving => match served {

@@ -72,6 +72,13 @@ impl Services {
         Some(Arc::clone(server))
     }
 
+    /// Lets the admin servers of services go that are not declared any more: declared again they begin anew.
+    pub(crate) fn keep_declared(&self, spec: &CellSpec) {
+        let declared = |name: &ServiceName| spec.services.iter().any(|s| s.name == *name);
+        let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        servers.retain(|name, _| declared(name));
+    }
+
     fn make(&self, spec: &ServiceSpec) -> Arc<dyn AdminServer> {
         if let Some(external) = self
             .external
@@ -123,6 +130,11 @@ impl Services {
         Ok(())
     }
 
+    pub(crate) async fn is_wanted(&self, name: &ServiceName) -> Result<bool, ControllerError> {
+        let item = convenience::get(&*self.core.store, &keys::wanted(name)).await?;
+        Ok(item.is_some())
+    }
+
     pub(crate) async fn unwant(&self, name: &ServiceName) -> Result<(), ControllerError> {
         self.core
             .store
@@ -132,7 +144,7 @@ impl Services {
     }
 
     /// Whether `spec` may replace what was applied before: it may not drop a service that should be up, which would then
-    /// run on with nobody who knows of it. (A service that was taken down may be dropped; its data and its place stay.)
+    /// run on with nobody who knows of it. (A service that was taken down may be dropped: its place is freed, its data stays.)
     pub(crate) async fn may_become(&self, spec: &CellSpec) -> Result<(), ControllerError> {
         let new = |name: &ServiceName| spec.services.iter().find(|service| service.name == *name);
         let wanted = convenience::list(&*self.core.store, keys::WANTED)

@@ -2,14 +2,17 @@
 //! are only added.
 
 use homeostat_api::v1::{InspectRequest, ServiceState};
-use homeostat_model::TaskState;
+use homeostat_model::{CellKind, MachineState, TaskState};
+use homeostat_turnup::drained_machine;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::checks::{CheckView, Checks};
+use crate::checks::CheckView;
 use crate::core::Core;
-use crate::handle::{endpoint_on, task_state};
-use crate::services::Services;
+use crate::handle::task_state;
+use crate::hub::AgentView;
+use crate::leader::Leader;
+use crate::values::endpoint_on;
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Status {
@@ -23,6 +26,30 @@ pub(crate) struct Status {
     sql: Vec<Value>,
     services: Vec<ServiceStatus>,
     checks: Vec<CheckView>,
+    /// `sandbox` or `production`.
+    kind: CellKind,
+    /// Those that are under way.
+    operations: Vec<OperationStatus>,
+    /// What the cell holds back, and why: empty as a rule.
+    held: Vec<String>,
+}
+
+/// An operation that is under way.
+#[derive(Debug, Serialize)]
+struct OperationStatus {
+    name: String,
+    procedure: String,
+    /// What it is for.
+    why: String,
+    asked_by: String,
+    state: &'static str,
+    /// What it does now.
+    step: String,
+    steps_done: usize,
+    steps: usize,
+    waits_for: String,
+    /// The machine that it empties, if that is what it does.
+    machine: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -30,8 +57,13 @@ struct MachineStatus {
     name: String,
     rack: String,
     address: String,
-    /// `ready`, `reporting` (its agent has not told yet what it runs) or `silent`.
+    /// `ready`, `draining`, `drained`, `lost`, `returning`; of one that should be there `reporting` (its agent has not told
+    /// yet what it runs) or `silent` (not for long enough to be lost).
     state: &'static str,
+    /// How long it has been lost, draining, …; absent while it always was what it is.
+    since_unix_ms: Option<u64>,
+    /// What is still to be stopped of an earlier time.
+    stale: Vec<String>,
     agent_pid: Option<u32>,
     endpoint_pid: Option<u32>,
 }
@@ -64,7 +96,8 @@ struct ServiceStatus {
     needs: Vec<String>,
 }
 
-pub(crate) async fn status(core: &Core, services: &Services, checks: &Checks) -> Status {
+pub(crate) async fn status(leader: &Leader) -> Status {
+    let (core, services, checks) = (&*leader.core, &leader.services, &leader.checks);
     let tasks = tasks(core);
     let mut service_rows = Vec::new();
     let mut sql = Vec::new();
@@ -122,7 +155,46 @@ pub(crate) async fn status(core: &Core, services: &Services, checks: &Checks) ->
         sql,
         services: service_rows,
         checks: checks.views(),
+        kind: core
+            .applied()
+            .map_or(CellKind::Production, |applied| applied.spec.kind),
+        operations: operations(leader).await,
+        held: core.machines.held().into_iter().collect(),
     }
+}
+
+async fn operations(leader: &Leader) -> Vec<OperationStatus> {
+    // What cannot be listed cannot be shown; the store's own trouble shows elsewhere.
+    let listed = leader
+        .executor
+        .list()
+        .await
+        .map(|listing| listing.operations);
+    let under_way = listed
+        .into_iter()
+        .flatten()
+        .filter(|operation| operation.outcome().is_none());
+    under_way
+        .map(|operation| {
+            let draft = operation.plan().draft();
+            let current = operation.current();
+            OperationStatus {
+                name: operation.id().to_string(),
+                procedure: draft.procedure.to_string(),
+                why: draft.why.clone(),
+                asked_by: draft.asked_by.to_string(),
+                state: operation.status().word(),
+                step: current
+                    .and_then(|step| operation.plan().step(step))
+                    .map(|step| step.about.clone())
+                    .unwrap_or_default(),
+                steps_done: current.map_or(draft.steps.len(), |step| step.position()),
+                steps: draft.steps.len(),
+                waits_for: leader.core.waits_for(operation.id()),
+                machine: drained_machine(draft).map(|machine| machine.to_string()),
+            }
+        })
+        .collect()
 }
 
 fn machines(core: &Core) -> Vec<MachineStatus> {
@@ -132,16 +204,20 @@ fn machines(core: &Core) -> Vec<MachineStatus> {
         .iter()
         .map(|machine| {
             let agent = core.hub.agent(&machine.spec.name);
+            let record = core.machines.record(&machine.spec.name);
             let endpoint = forwarders.iter().find(|(of, _)| *of == machine.spec.name);
             MachineStatus {
                 name: machine.spec.name.to_string(),
                 rack: machine.spec.rack.to_string(),
                 address: machine.address.clone(),
-                state: match &agent {
-                    Some(agent) if agent.synced => "ready",
-                    Some(_) => "reporting",
-                    None => "silent",
-                },
+                state: machine_word(record.state, agent.as_ref()),
+                since_unix_ms: (record.since_unix_ms > 0).then_some(record.since_unix_ms),
+                stale: core
+                    .machines
+                    .stale(&machine.spec.name)
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect(),
                 agent_pid: agent.map(|agent| agent.pid),
                 endpoint_pid: endpoint
                     .map(|(_, report)| report.pid)
@@ -151,6 +227,19 @@ fn machines(core: &Core) -> Vec<MachineStatus> {
         .collect()
 }
 
+fn machine_word(state: MachineState, agent: Option<&AgentView>) -> &'static str {
+    match (state, agent) {
+        (MachineState::Present { .. }, None) => "silent",
+        (MachineState::Present { .. }, Some(agent)) if !agent.synced => "reporting",
+        (
+            MachineState::Present { .. }
+            | MachineState::Lost { .. }
+            | MachineState::Returning { .. },
+            Some(_) | None,
+        ) => state.word(),
+    }
+}
+
 fn tasks(core: &Core) -> Vec<TaskStatus> {
     let observed = core.hub.tasks();
     core.placements
@@ -158,9 +247,19 @@ fn tasks(core: &Core) -> Vec<TaskStatus> {
         .into_iter()
         .map(|(name, place)| {
             let event = observed.iter().find(|event| event.task == name.as_str());
-            let state = event.and_then(task_state).unwrap_or(TaskState::Pending {
-                why: format!("{} has not reported it", place.machine),
-            });
+            let lost = core.hub.is_lost(&place.machine);
+            let unknown = if lost {
+                "is lost"
+            } else {
+                "has not reported it"
+            };
+            let state =
+                event
+                    .and_then(task_state)
+                    .filter(|_| !lost)
+                    .unwrap_or(TaskState::Pending {
+                        why: format!("{} {unknown}", place.machine),
+                    });
             TaskStatus {
                 logs: core
                     .layout
@@ -200,6 +299,7 @@ fn service_word(state: i32) -> &'static str {
         Ok(ServiceState::Up) => "up",
         Ok(ServiceState::Degraded) => "degraded",
         Ok(ServiceState::Stopping) => "stopping",
+        Ok(ServiceState::Updating) => "updating",
         Ok(ServiceState::Unspecified) | Err(_) => "unknown",
     }
 }

@@ -3,10 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use homeostat_model::{RackName, ServiceName};
+use homeostat_model::{Profile, RackName, Reads, ServiceName};
 use serde::{Deserialize, Serialize};
 
 use crate::MemberId;
+
+/// L where nobody says otherwise; keepers are given the same ([`crate::KeeperCore::with_lease`]).
+pub const LEASE: Duration = Duration::from_secs(5);
+
+/// Six in H, and not so rare that they would add much to it.
+fn pulse_of(profile: Profile) -> Duration {
+    (profile.hang() / 6).min(Duration::from_millis(100))
+}
 
 /// One cluster, as a decider sees it. There is no `Default`: each bound is a decision of whoever wires the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,8 +36,23 @@ pub struct Config {
     pub slow_order: Duration,
     /// How long an order that was refused or failed is left alone before it is tried again.
     pub retry: Duration,
+    /// How long the rest is left alone after a new primary was opened: starting servers and pointing them anew takes the
+    /// processor and the disk just when all clients connect again.
+    pub settle: Duration,
     /// How long an acker may be away before another member takes its place in A.
     pub replace_acker_after: Duration,
+    /// H: how long a server may answer no read, or a keeper's stream and replication be silent, before that is a fault.
+    /// What is *proved* never waits for it.
+    pub silence: Duration,
+    /// How often keepers report and servers send heartbeats to their replicas. Silence counts only beyond it, so that a stall
+    /// shorter than H is never taken for one of H.
+    pub pulse: Duration,
+    /// L: how long a holder's server stays open after the last renewal of its lease.
+    pub lease: Duration,
+    /// What a keeper may need from the end of its lease until its server is gone.
+    pub kill_time: Duration,
+    /// Whether a new primary waits until nobody can read at the old one any more.
+    pub reads: Reads,
 }
 
 impl Config {
@@ -51,8 +74,32 @@ impl Config {
             order_timeout: Duration::from_secs(5),
             slow_order: Duration::from_secs(120),
             retry: Duration::from_millis(200),
+            settle: Duration::from_millis(300),
             replace_acker_after: Duration::from_secs(30),
+            silence: Profile::Steady.hang(),
+            pulse: pulse_of(Profile::Steady),
+            lease: LEASE,
+            kill_time: Duration::from_millis(500),
+            reads: Reads::Bounded,
         }
+    }
+
+    /// With H by a profile: `steady` is what [`Config::mariadb`] gives, since virtual machines do stall for a second or two.
+    #[must_use]
+    pub fn profile(self, profile: Profile) -> Self {
+        Self {
+            silence: profile.hang(),
+            pulse: pulse_of(profile),
+            ..self
+        }
+    }
+
+    /// How long after the revocation a former holder may still be open: its lease by a clock that runs up to 1 % slow,
+    /// and the kill.
+    pub(crate) fn expiry(&self) -> Duration {
+        self.lease
+            .saturating_add(self.lease / 100)
+            .saturating_add(self.kill_time)
     }
 }
 

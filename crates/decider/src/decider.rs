@@ -12,8 +12,6 @@
 //!
 //! # What is not there yet
 //! Where one of these would be needed the decider waits, and [`View::waits`] says for whom:
-//! - the fence `Revoked` (and with it serving leases, `Expired`, hangs and cuts): a holder whose keeper is silent is not
-//!   replaced, however long it is silent, also at a cold start ([`Wait::Fence`]);
 //! - rebuilding a member whose log differs from the primary's ([`Wait::Diverged`]);
 //! - `Override`, and adopting members that know more than the store ([`Wait::StoreBehind`], [`Wait::RecordLost`]);
 //! - `durability = "process"` (`sync_relay_log=0`): ackers are taken to sync what they acknowledge;
@@ -23,17 +21,19 @@
 //! - k > 1: proofs ask for the logs of *all* of A, which is right for k = 1 and more than enough for others.
 
 mod first;
+mod lease;
 mod member;
 mod observe;
 mod promoting;
 mod revoking;
 mod serving;
+mod sight;
 mod words;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use homeostat_model::Term;
+use homeostat_model::{Epoch, Term};
 
 use self::member::{Gathered, Member, Outstanding};
 use self::words::name_of;
@@ -62,8 +62,14 @@ pub struct Decider {
     members: BTreeMap<MemberId, Member>,
     gathered: Gathered,
     switchover: Option<Switchover>,
+    /// When the first input came: what was never heard of is silent since then.
+    began: Option<Now>,
+    /// When the lease of an ended epoch's holder has run out for certain, by epoch; only while the next one is promoted.
+    expiries: BTreeMap<Epoch, Now>,
     /// Since when the current change of epoch is under way.
     changing_since: Option<Now>,
+    /// When a change of primary was last over.
+    changed_at: Option<Now>,
     endpoint: Option<Option<MemberId>>,
     waits: Vec<Wait>,
     waits_noted: Vec<Wait>,
@@ -121,7 +127,10 @@ impl Decider {
             members,
             gathered: Gathered::default(),
             switchover: None,
+            began: None,
+            expiries: BTreeMap::new(),
             changing_since: None,
+            changed_at: None,
             endpoint: None,
             waits: Vec::new(),
             waits_noted: Vec::new(),
@@ -139,6 +148,7 @@ impl Decider {
     /// Takes one input in and says what to do, in order. The first input (a `Tick` will do) makes it read the record.
     pub fn handle(&mut self, now: Now, input: Input) -> Vec<Effect> {
         self.now = self.now.max(now);
+        self.began = self.began.or(Some(self.now));
         match input {
             Input::RecordRead(record) => self.record_read(record),
             Input::CasDone { attempt, outcome } => self.cas_done(attempt, outcome),
@@ -148,6 +158,7 @@ impl Decider {
                     known.reachable = false;
                 }
             }
+            Input::LeaseAsked(request) => self.lease_asked(request),
             Input::Reply(reply) => self.replied(&reply),
             Input::OrderLost { member, sequence } => self.order_lost(&member, sequence),
             Input::Switchover { request, to } => self.switchover_asked(request, to),
@@ -226,6 +237,8 @@ impl Decider {
             self.cas(new);
             return;
         }
+        self.watch_silence();
+        self.grant_leases(&record);
         match record.phase {
             Phase::Serving => self.plan_serving(&record),
             Phase::Revoking => self.plan_revoking(&record),
@@ -235,10 +248,7 @@ impl Decider {
 
     /// A keeper that persisted a higher record or term than the store shows stops all action. A newer leader is the
     /// usual reason, so look first.
-    fn someone_knows_more(
-        &mut self,
-        record: &Record,
-    ) -> Option<(MemberId, homeostat_model::Epoch)> {
+    fn someone_knows_more(&mut self, record: &Record) -> Option<(MemberId, Epoch)> {
         let more = self.members.iter().find_map(|(member, known)| {
             let persisted = known.persisted()?;
             let more = persisted.rank() > record.rank() || persisted.term > self.term;
@@ -251,6 +261,11 @@ impl Decider {
 
     fn read(&mut self) {
         self.waits.push(Wait::RecordRead);
+        self.look();
+    }
+
+    /// Reads the record without waiting for it.
+    fn look(&mut self) {
         if self.reading.is_none() {
             self.looks_begun += 1;
             self.reading = Some(self.looks_begun);
@@ -279,7 +294,11 @@ impl Decider {
         let Some(known) = self.members.get_mut(member) else {
             return;
         };
-        if let Some(order) = &known.order {
+        // A server that hangs would hold its order for ever; nothing of it outlives the server.
+        let gives_way = |order: &Outstanding| {
+            verb == Verb::Kill && !matches!(order.verb, Verb::Kill | Verb::Start { .. })
+        };
+        if let Some(order) = known.order.as_ref().filter(|order| !gives_way(order)) {
             let order = name_of(&order.verb);
             self.waits.push(Wait::Order {
                 member: member.clone(),

@@ -9,7 +9,9 @@ use std::time::Duration;
 use homeostat_model::{Epoch, RecordVersion, Sequence, Term};
 use serde::{Deserialize, Serialize};
 
-use crate::{LogEnd, MemberId, MemberReport, Now, Order, OrderReply, Phase, Record};
+use crate::{
+    LeaseGrant, LeaseRequest, LogEnd, MemberId, MemberReport, Now, Order, OrderReply, Phase, Record,
+};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(
@@ -24,7 +26,10 @@ pub enum Input {
         outcome: CasOutcome,
     },
     Report(MemberReport),
-    /// Its keeper cannot be reached now. No conclusion is drawn from that.
+    /// The keeper of a holder asks to stay open. A request that was on its way for long does no harm: the lease counts
+    /// from when it was sent.
+    LeaseAsked(LeaseRequest),
+    /// Its keeper cannot be reached now. No conclusion is drawn from that alone: how long nothing was heard counts.
     KeeperGone {
         member: MemberId,
     },
@@ -75,6 +80,8 @@ pub enum Effect {
         version: RecordVersion,
         target: Option<MemberId>,
     },
+    /// Send to the member's keeper ([`crate::KeeperCore::granted`]); no answer. One that is lost is asked for again.
+    GrantLease { member: MemberId, grant: LeaseGrant },
     /// For the events and for `why`; nothing hangs on it.
     Note(Note),
     SwitchoverDone {
@@ -172,6 +179,18 @@ pub enum Evidence {
     ServerReplaced {
         holder: MemberId,
     },
+    /// Its server answered no read for H, and nothing came from it to the ackers that can be asked.
+    Hung {
+        holder: MemberId,
+        no_answer_ms: u64,
+        witnesses: Vec<MemberId>,
+    },
+    /// Nothing was heard of its keeper for H, and nothing came from it to any acker; all of them can be reached.
+    CutOff {
+        holder: MemberId,
+        silent_ms: u64,
+        witnesses: Vec<MemberId>,
+    },
     SwitchoverAsked {
         holder: MemberId,
         to: Option<MemberId>,
@@ -206,8 +225,16 @@ pub enum Wait {
     RecordLost {
         member: MemberId,
     },
-    /// The holder cannot be proved fenced while its keeper is silent (`Revoked` is not there yet).
+    /// The holder is not proved fenced: its keeper is silent, and so are some members of A, each of which might
+    /// acknowledge for it.
     Fence {
+        holder: MemberId,
+        epoch: Epoch,
+        #[serde(default)]
+        missing: Vec<MemberId>,
+    },
+    /// `reads = "strict"`: clients may read at the former holder until its lease has ended.
+    Expiry {
         holder: MemberId,
         epoch: Epoch,
     },
@@ -251,6 +278,12 @@ impl fmt::Display for Wait {
             }
             Ok(())
         }
+        fn names(f: &mut fmt::Formatter<'_>, members: &[MemberId]) -> fmt::Result {
+            for (i, member) in members.iter().enumerate() {
+                write!(f, "{}{member}", if i == 0 { "" } else { ", " })?;
+            }
+            Ok(())
+        }
         match self {
             Wait::RecordRead => write!(f, "the record to be read from the store"),
             Wait::Cas => write!(f, "the store to commit the record"),
@@ -263,10 +296,7 @@ impl fmt::Display for Wait {
             }
             Wait::FirstReports { missing } => {
                 write!(f, "a first report from ")?;
-                for (i, member) in missing.iter().enumerate() {
-                    write!(f, "{}{member}", if i == 0 { "" } else { ", " })?;
-                }
-                Ok(())
+                names(f, missing)
             }
             Wait::RecordLost { member } => {
                 write!(
@@ -274,10 +304,32 @@ impl fmt::Display for Wait {
                     "a person: there is no record of this cluster, yet {member} has data"
                 )
             }
-            Wait::Fence { holder, epoch } => {
+            Wait::Fence {
+                holder,
+                epoch,
+                missing,
+            } if missing.is_empty() => {
                 write!(
                     f,
                     "{holder}'s keeper: nothing else proves that {holder} acknowledges no more writes of epoch {epoch}"
+                )
+            }
+            Wait::Fence {
+                holder,
+                epoch,
+                missing,
+            } => {
+                write!(f, "{holder}'s keeper, or ")?;
+                names(f, missing)?;
+                write!(
+                    f,
+                    ": only they can prove that {holder} acknowledges no more writes of epoch {epoch}"
+                )
+            }
+            Wait::Expiry { holder, epoch } => {
+                write!(
+                    f,
+                    "the lease of {holder} to end: until then clients may read there as of epoch {epoch}"
                 )
             }
             Wait::Complete { epoch, why } => {

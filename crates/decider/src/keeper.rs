@@ -9,16 +9,22 @@
 //! 3. Carry out the verb, then call [`KeeperCore::completed`] for the reply to send. An order whose time ran out is not
 //!    over: its statement must be ended and verified to have ended before `completed` is called.
 //!
-//! While an order is in progress every other one is refused as `Busy`; a keeper that dies with one in progress comes
-//! back as another incarnation, with its server gone.
+//! While an order is in progress every other one is refused as `Busy`, except a `Kill`: a server that hangs would hold its
+//! order for ever, and nothing of it outlives the server. A keeper that dies with an order in progress comes back as
+//! another incarnation, with its server gone.
+//!
+//! A keeper also ends its server by itself, when the lease of a holder has run out: see [`KeeperCore::deadline`].
+
+use std::time::Duration;
 
 use homeostat_model::{Epoch, Sequence, Term};
 use serde::{Deserialize, Serialize};
 
+use crate::lease::Lease;
 use crate::rules::{Mutation, Rules};
 use crate::{
-    Acker, BootId, KeeperIncarnation, MemberId, Order, OrderOutcome, OrderReply, Phase, Receiver,
-    Record, Recovery, Refusal, ServerState, Verb,
+    Acker, BootId, BootTime, KeeperIncarnation, LeaseGrant, LeaseRequest, MemberId, Order,
+    OrderOutcome, OrderReply, Phase, Receiver, Record, Recovery, Refusal, ServerState, Verb,
 };
 
 /// What a keeper keeps in its file. Losing it is safe (it then obeys nothing until it is given the record again), and
@@ -45,8 +51,26 @@ pub struct KeeperCore {
     kept: Option<Kept>,
     /// The last order obeyed, by the term of the leader that numbered it: each leader numbers anew.
     last: (Term, Sequence),
-    in_progress: Option<Sequence>,
+    in_progress: Option<InProgress>,
+    /// The server was opened by an order that was obeyed, and is not known to be closed or gone since.
+    open: Option<Epoch>,
+    /// `None`: leases are not kept here, nothing is killed.
+    lease: Option<Lease>,
+    now: BootTime,
     rules: Rules,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct InProgress {
+    sequence: Sequence,
+    /// `Start` and `Kill` end by themselves, and cutting a `Start` short could leave a server that nobody knows.
+    gives_way: GivesWay,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum GivesWay {
+    ToKill,
+    ToNothing,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,8 +97,18 @@ impl KeeperCore {
             kept,
             last,
             in_progress: None,
+            open: None,
+            lease: None,
+            now: BootTime::default(),
             rules: Rules::ALL_KEPT,
         }
+    }
+
+    /// Keeps leases of this length ([`crate::LEASE`], or what the cluster's decider was given).
+    #[must_use]
+    pub fn with_lease(mut self, length: Duration) -> Self {
+        self.lease = Some(Lease::of(length));
+        self
     }
 
     #[cfg(any(test, feature = "sim"))]
@@ -98,7 +132,7 @@ impl KeeperCore {
     }
 
     pub fn in_progress(&self) -> Option<Sequence> {
-        self.in_progress
+        self.in_progress.map(|order| order.sequence)
     }
 
     /// May this order be obeyed? `server` must have been read after the last order completed.
@@ -109,7 +143,41 @@ impl KeeperCore {
             }
             None => {
                 self.last = (order.header.record.term, order.header.sequence);
-                self.in_progress = Some(order.header.sequence);
+                let gives_way = match order.verb {
+                    Verb::Start { .. } | Verb::Kill => GivesWay::ToNothing,
+                    Verb::Learn
+                    | Verb::StopReceiving
+                    | Verb::Drain
+                    | Verb::Repoint { .. }
+                    | Verb::Receive
+                    | Verb::TakeOver
+                    | Verb::Admit { .. }
+                    | Verb::Expel { .. }
+                    | Verb::Barrier
+                    | Verb::Open
+                    | Verb::Demote { .. }
+                    | Verb::Reinstate => GivesWay::ToKill,
+                };
+                self.in_progress = Some(InProgress {
+                    sequence: order.header.sequence,
+                    gives_way,
+                });
+                match order.verb {
+                    Verb::Open | Verb::Reinstate => self.open = Some(order.header.record.epoch),
+                    // Every server starts closed.
+                    Verb::Start { .. } => self.open = None,
+                    Verb::Learn
+                    | Verb::Kill
+                    | Verb::StopReceiving
+                    | Verb::Drain
+                    | Verb::Repoint { .. }
+                    | Verb::Receive
+                    | Verb::TakeOver
+                    | Verb::Admit { .. }
+                    | Verb::Expel { .. }
+                    | Verb::Barrier
+                    | Verb::Demote { .. } => {}
+                }
                 let after = self.kept_after(order);
                 let persist = (self.kept.as_ref() != Some(&after)).then_some(after);
                 Decision::Obey {
@@ -125,10 +193,95 @@ impl KeeperCore {
         self.kept = Some(kept);
     }
 
-    /// The order in progress is over, however it went: nothing of it runs any more.
+    /// The order in progress is over, however it went: nothing of it runs any more. Not to be called for an order that
+    /// gave way to a `Kill`.
     pub fn completed(&mut self, outcome: OrderOutcome) -> Option<OrderReply> {
-        let sequence = self.in_progress.take()?;
+        match &outcome {
+            // Read-only, and no connection of an application is left.
+            OrderOutcome::Exited { .. } | OrderOutcome::Demoted { .. } => self.open = None,
+            OrderOutcome::Done
+            | OrderOutcome::Started { .. }
+            | OrderOutcome::Stopped { .. }
+            | OrderOutcome::Drained { .. }
+            | OrderOutcome::BarrierDone { .. }
+            | OrderOutcome::Refused(_)
+            | OrderOutcome::Failed { .. } => {}
+        }
+        let InProgress { sequence, .. } = self.in_progress.take()?;
         Some(self.reply(sequence, outcome))
+    }
+
+    /// The server is gone, by itself or by an order.
+    pub fn server_ended(&mut self) {
+        self.open = None;
+    }
+
+    /// The time on this machine; to be told before orders are offered.
+    pub fn at(&mut self, now: BootTime) {
+        self.now = self.now.max(now);
+    }
+
+    /// A renewal to be sent at once, stamped with now; `None` where this member holds nothing. To be asked for about
+    /// five times in L. Also before the server is opened, so that it is not opened into a lease that has ended.
+    pub fn renewal(&mut self, now: BootTime) -> Option<LeaseRequest> {
+        self.at(now);
+        let epoch = self.holding()?;
+        let nonce = self.lease.as_mut()?.ask(epoch, now);
+        Some(LeaseRequest {
+            member: self.member.clone(),
+            incarnation: self.incarnation,
+            epoch,
+            nonce,
+        })
+    }
+
+    /// The leader granted a renewal. It counts from when that was sent.
+    pub fn granted(&mut self, grant: &LeaseGrant, now: BootTime) {
+        self.at(now);
+        if grant.incarnation != self.incarnation {
+            return;
+        }
+        let at_grant = self.rules.broken(Mutation::LeaseFromGrant);
+        if let Some(lease) = &mut self.lease
+            && let Some(sent) = lease.sent(grant.epoch, grant.nonce)
+        {
+            lease.renewed(grant.epoch, if at_grant { now } else { sent });
+        }
+    }
+
+    /// Whether the keeper commits barriers of its own now: rows like the barrier's, semi-synchronously, about five times
+    /// in L, on a connection apart from the orders'. It stops with the record that ends the epoch, so that a demotion has
+    /// a last position.
+    pub fn commits_barriers(&self, server: &ServerState) -> bool {
+        let ServerState::Up { facts, .. } = server else {
+            return false;
+        };
+        let holding = self.holding();
+        self.lease.is_some() && holding.is_some() && facts.barrier == holding
+    }
+
+    /// A barrier commit of this epoch, the ordered one or one of its own, was begun then and acknowledged by an acker.
+    pub fn barrier_acknowledged(&mut self, epoch: Epoch, begun: BootTime) {
+        if let Some(lease) = &mut self.lease {
+            lease.renewed(epoch, begun);
+        }
+    }
+
+    /// When the server must be killed unless something renews its lease before; `None` while it is not open. To be
+    /// obeyed by something that does no IO and waits for nothing, since what else hangs may be why it is due.
+    pub fn deadline(&self) -> Option<BootTime> {
+        if self.rules.broken(Mutation::NoDeadline) {
+            return None;
+        }
+        let (epoch, lease) = (self.open?, self.lease.as_ref()?);
+        Some(lease.ends(epoch).unwrap_or_default())
+    }
+
+    /// The epoch that this member holds by the record persisted here.
+    fn holding(&self) -> Option<Epoch> {
+        self.record()
+            .filter(|record| record.holds(&self.member))
+            .map(|record| record.epoch)
     }
 
     fn reply(&self, sequence: Sequence, outcome: OrderOutcome) -> OrderReply {
@@ -147,7 +300,12 @@ impl KeeperCore {
                 own: self.incarnation,
             });
         }
-        if let Some(sequence) = self.in_progress {
+        if let Some(InProgress {
+            sequence,
+            gives_way,
+        }) = self.in_progress
+            && (order.verb != Verb::Kill || gives_way == GivesWay::ToNothing)
+        {
             return Some(Refusal::Busy { sequence });
         }
         match &self.kept {
@@ -271,6 +429,12 @@ impl KeeperCore {
         };
         match verb {
             Verb::Learn | Verb::Kill | Verb::Start { .. } => None,
+            // It would be made a replica with clients connected and commits waiting.
+            Verb::Receive | Verb::Drain | Verb::Repoint { .. } | Verb::StopReceiving
+                if !facts.read_only =>
+            {
+                wrong("it is open for writes: a former holder is killed")
+            }
             Verb::Receive => match &facts.receiver {
                 Receiver::None => wrong("no source is named"),
                 Receiver::Running { source, .. } | Receiver::Stopped { source, .. }
@@ -299,6 +463,9 @@ impl KeeperCore {
             {
                 wrong("this server has not committed the barrier of this epoch")
             }
+            Verb::Open | Verb::Reinstate if self.lease_over(record.epoch) => wrong(
+                "its lease has ended: a barrier must be acknowledged or a renewal granted first",
+            ),
             Verb::StopReceiving
             | Verb::Repoint { .. }
             | Verb::TakeOver
@@ -309,6 +476,16 @@ impl KeeperCore {
             | Verb::Reinstate
             | Verb::Demote { .. } => None,
         }
+    }
+
+    /// Opened now, it would be killed at once.
+    fn lease_over(&self, epoch: Epoch) -> bool {
+        self.lease
+            .as_ref()
+            .is_some_and(|lease| lease.ends(epoch).is_none_or(|ends| ends <= self.now))
+            && !self.rules.broken(Mutation::NoDeadline)
+            && !self.rules.broken(Mutation::OpenBeforeServing)
+            && !self.rules.broken(Mutation::SkipBarrier)
     }
 
     /// What must be on disk before the order is carried out.

@@ -10,6 +10,7 @@ mod config;
 mod decider;
 mod io;
 mod keeper;
+mod lease;
 mod order;
 mod position;
 mod proof;
@@ -19,12 +20,13 @@ mod rules;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 
-pub use config::{Config, Now};
+pub use config::{Config, LEASE, Now};
 pub use decider::Decider;
 pub use io::{
     CasOutcome, Effect, Evidence, Input, MemberView, Note, NoteEvent, SwitchoverRefused, View, Wait,
 };
 pub use keeper::{Decision, KeeperCore, Kept};
+pub use lease::{BootTime, LeaseGrant, LeaseRequest};
 pub use order::{
     Acker, KeeperIncarnation, Order, OrderHeader, OrderOutcome, OrderReply, Recovery, Refusal,
     Source, Verb,
@@ -32,6 +34,8 @@ pub use order::{
 pub use position::{BadGtid, Gtid, LogEnd, LogOrder};
 pub use proof::{CompleteProof, FenceProof};
 pub use record::{MemberId, Phase, Record, Unclosed};
-pub use report::{BootId, MemberReport, Receiver, ServerFacts, ServerIncarnation, ServerState};
+pub use report::{
+    BootId, MemberReport, Pulse, Receiver, ServerFacts, ServerIncarnation, ServerState,
+};
 #[cfg(any(test, feature = "sim"))]
 pub use rules::{Mutation, Rules};

@@ -120,8 +120,11 @@ pub enum OrderOutcome {
     },
     /// `StopReceiving`: IO verified stopped under this record; `received` is `None` when it is not known (after a
     /// restart, before salvage): never to be taken for zero.
+    /// `drained`: all of it was applied at that moment already; a `Drain` is not needed any more.
     Stopped {
         received: Option<LogEnd>,
+        #[serde(default)]
+        drained: Option<LogEnd>,
     },
     /// `Drain`: everything received is applied; the end of the applied log.
     Drained {

@@ -31,12 +31,26 @@ enum Fence {
         keeper: KeeperIncarnation,
         boot: BootId,
     },
+    Revoked {
+        holder: MemberId,
+        by: BTreeMap<MemberId, Revocation>,
+    },
     Demoted {
         holder: MemberId,
     },
     NeverHeld,
     /// Only under a mutation.
     Assumed,
+}
+
+/// How a member of A came to acknowledge nothing more for the ended epoch. Its keeper persisted the next one before, so it
+/// is not let receive from the old holder again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Revocation {
+    /// Its IO was verified stopped. The semi-sync flag is no evidence: clearing it does not stop a running IO thread.
+    IoStopped,
+    /// No server runs there. It counts here; what it had received is another matter.
+    Exited,
 }
 
 impl FenceProof {
@@ -56,6 +70,41 @@ impl FenceProof {
                 boot: report.boot.clone(),
             },
         })
+    }
+
+    /// `Revoked`: of A so many were revoked that fewer than k are left (k = 1: all of A). The holder may be alive and open;
+    /// nobody is left to acknowledge for it. A member that cannot be reached never counts.
+    ///
+    /// An acknowledgement may be on its way at this moment: that write is in the acker's log, which is read afterwards.
+    pub(crate) fn revoked(
+        rules: Rules,
+        revoking: &Record,
+        by: &BTreeMap<MemberId, Revocation>,
+    ) -> Option<Self> {
+        let of_a: BTreeMap<MemberId, Revocation> = by
+            .iter()
+            .filter(|(member, _)| revoking.ackers.contains(*member))
+            .map(|(member, how)| (member.clone(), *how))
+            .collect();
+        let fewer = usize::from(rules.broken(Mutation::RevokedFromFewer));
+        let needed = (revoking.ackers.len() + 1)
+            .saturating_sub(usize::from(revoking.k) + fewer)
+            .max(1);
+        (of_a.len() >= needed).then(|| Self {
+            epoch: revoking.ended(),
+            how: Fence::Revoked {
+                holder: revoking.holder.clone(),
+                by: of_a,
+            },
+        })
+    }
+
+    /// Whether the fenced holder may still be open for reads until its lease ends.
+    pub(crate) fn leaves_it_open(&self) -> bool {
+        match self.how {
+            Fence::Revoked { .. } | Fence::Assumed => true,
+            Fence::Exited { .. } | Fence::Demoted { .. } | Fence::NeverHeld => false,
+        }
     }
 
     /// `Demoted`: the holder's keeper answered a `Demote` order of this very record.
@@ -111,6 +160,21 @@ impl fmt::Display for FenceProof {
                 "epoch {}: Exited: {holder}'s keeper {:x} (boot {}) persisted the new epoch and no server runs there",
                 self.epoch, keeper.0, boot.0
             ),
+            Fence::Revoked { holder, by } => {
+                write!(
+                    f,
+                    "epoch {}: Revoked: nobody acknowledges for {holder} any more (",
+                    self.epoch
+                )?;
+                for (i, (member, how)) in by.iter().enumerate() {
+                    let how = match how {
+                        Revocation::IoStopped => "stopped receiving",
+                        Revocation::Exited => "has no server",
+                    };
+                    write!(f, "{}{member} {how}", if i == 0 { "" } else { ", " })?;
+                }
+                write!(f, ")")
+            }
             Fence::Demoted { holder } => {
                 write!(
                     f,
@@ -223,6 +287,9 @@ impl CompleteProof {
         let mut ends = BTreeMap::new();
         for acker in &of.ackers {
             let Some(log) = logs.get(acker) else {
+                if rules.broken(Mutation::DownAckerComplete) {
+                    continue;
+                }
                 return Err(format!(
                     "{acker} may have acknowledged writes of epoch {} and its log is not known",
                     of.epoch

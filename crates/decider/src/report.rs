@@ -36,7 +36,23 @@ pub struct MemberReport {
     /// is not restarted as a replica is.
     #[serde(default)]
     pub held: Option<Epoch>,
+    /// Signs of life. A keeper that gives them sends a report every [`crate::Config::pulse`] at least, changed or not; one
+    /// that never gave any is never taken for silent.
+    #[serde(default)]
+    pub pulse: Option<Pulse>,
     pub server: ServerState,
+}
+
+/// Signs of life, as ages measured on the clock of the keeper's machine when the report was made. A report that is late
+/// makes them look younger than they are, so lateness alone never makes a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pulse {
+    /// For how long a trivial *read* on the keeper's own connection has waited for its answer, counted from when it was
+    /// sent. `None`: the last one was answered, or no server runs. A commit may wait for ackers and says nothing.
+    pub unanswered_ms: Option<u64>,
+    /// Since anything (an event or a heartbeat) came from the source, or since the receiver was started, whichever is
+    /// later; as of the last look at the server that was answered. `None`: the receiver is stopped.
+    pub source_ms: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -22,11 +22,23 @@ pub enum Mutation {
     RepointWithoutDrain,
     ReconnectWithoutLocks,
     DivergedAcker,
+    RevokedFromFewer,
+    DownAckerComplete,
+    LeaseFromGrant,
+    NoDeadline,
+    LeaseWithoutRead,
+    StrictWithoutExpiry,
+    /// Of the simulated keeper: its rule is in what it reports.
+    #[cfg(any(test, feature = "sim"))]
+    HangByWriteProbe,
+    CutByStreamAlone,
+    CutWithoutSomeAckers,
+    BacklogBelieved,
 }
 
 #[cfg(any(test, feature = "sim"))]
 impl Mutation {
-    pub const ALL: [Mutation; 17] = [
+    pub const ALL: [Mutation; 27] = [
         Mutation::PromoteWithoutComplete,
         Mutation::SkipBarrier,
         Mutation::OpenBeforeServing,
@@ -44,6 +56,16 @@ impl Mutation {
         Mutation::RepointWithoutDrain,
         Mutation::ReconnectWithoutLocks,
         Mutation::DivergedAcker,
+        Mutation::RevokedFromFewer,
+        Mutation::DownAckerComplete,
+        Mutation::LeaseFromGrant,
+        Mutation::NoDeadline,
+        Mutation::LeaseWithoutRead,
+        Mutation::StrictWithoutExpiry,
+        Mutation::HangByWriteProbe,
+        Mutation::CutByStreamAlone,
+        Mutation::CutWithoutSomeAckers,
+        Mutation::BacklogBelieved,
     ];
 }
 

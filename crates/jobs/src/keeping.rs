@@ -1,15 +1,16 @@
 //! The loop of one job: carries out what [`reconcile`](crate::reconcile) says, and looks again whenever something
 //! changed.
 
+mod endpoint;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use homeostat_api::v1::{
-    EndpointTarget, HelloRequest, OnChange, ReadRequest, ServiceState, SetEndpointRequest,
-    TaskEvent, WatchRequest, WriteRequest,
+    HelloRequest, NoteRequest, ReadRequest, TaskEvent, WatchRequest, WriteRequest,
 };
-use homeostat_api::{CellHandle, RefusalKind, TaskEvents};
+use homeostat_api::{CellHandle, Refusal, RefusalKind, TaskEvents};
 use homeostat_model::{JobSpec, ServiceKind, ServiceName, ServiceSpec, TaskName, TaskState};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -17,26 +18,28 @@ use tokio::time::Instant;
 
 use crate::launch::fingerprint;
 use crate::order::{Finished, perform};
-use crate::reconcile::{Action, Now, Placed, Seen, Wanted, Wish, failures_after, reconcile};
+use crate::reconcile::{Action, Ground, Leave, Now, Placed, Seen, Wanted, Wish, reconcile};
+use crate::restart::{Chance, SETTLED, Tries, Verdict};
+use crate::view::{View, view};
 
-/// How long a connection to the endpoint is held while no task runs.
-const HOLD: Duration = Duration::from_secs(5);
 /// Pause before something that was refused is tried again.
 const AGAIN: Duration = Duration::from_millis(200);
 /// Where the fingerprints of started tasks are kept, under the service's prefix.
 const STARTED: &str = "started";
 
-/// What the loop last knew, for inspection.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct View {
-    pub state: ServiceState,
-    pub waits_for: String,
-}
+/// Where the loop's luck comes from.
+pub(crate) type Luck = fn() -> Chance;
 
 pub(crate) enum Command {
     /// The cell's word on what is wanted. Answered when what is published takes it into account: before that, a view of
     /// earlier times would be taken for the answer.
     Want(Wanting, oneshot::Sender<()>),
+    /// The task is to leave this machine; the cell holds the budget for it.
+    Evict {
+        task: TaskName,
+        machine: String,
+        heard: oneshot::Sender<Result<(), Refusal>>,
+    },
     Finished {
         task: TaskName,
         outcome: Finished,
@@ -58,6 +61,7 @@ pub(crate) struct Loop {
     cell: Arc<dyn CellHandle>,
     results: mpsc::WeakSender<Command>,
     publish: watch::Sender<View>,
+    luck: Luck,
     spec: Option<JobSpec>,
     wish: Wish,
     tasks: BTreeMap<TaskName, Seen>,
@@ -78,6 +82,10 @@ pub(crate) struct Loop {
     term: u64,
     started: Started,
     started_revision: u64,
+    /// Tasks replaced by this loop because what they were started from had changed.
+    replaced: u32,
+    /// What the cell's leave to replace the next one waits for.
+    held: String,
 }
 
 impl Loop {
@@ -86,12 +94,14 @@ impl Loop {
         cell: Arc<dyn CellHandle>,
         results: mpsc::WeakSender<Command>,
         publish: watch::Sender<View>,
+        luck: Luck,
     ) -> Self {
         Self {
             service,
             cell,
             results,
             publish,
+            luck,
             spec: None,
             wish: Wish::Unknown,
             tasks: BTreeMap::new(),
@@ -107,6 +117,8 @@ impl Loop {
             term: 0,
             started: Started::default(),
             started_revision: 0,
+            replaced: 0,
+            held: String::new(),
         }
     }
 
@@ -120,6 +132,7 @@ impl Loop {
                 return;
             };
             loop {
+                self.forgive();
                 let wake = self.act().into_iter().chain(self.endpoint_again).min();
                 tokio::select! {
                     command = queue.recv() => match command {
@@ -163,6 +176,10 @@ impl Loop {
                 .await;
             if let (Ok(hello), Ok(read), Ok(mut events)) = (hello, read, watch) {
                 self.term = hello.term;
+                if hello.endpoint_epoch == hello.term {
+                    // Set by an earlier loop of this service.
+                    self.version = self.version.max(hello.endpoint_version);
+                }
                 self.started = serde_json::from_slice(&read.value).unwrap_or_default();
                 self.started_revision = read.mod_revision;
                 while let Some(event) = events.recv().await {
@@ -186,12 +203,25 @@ impl Loop {
             return;
         };
         let task = self.tasks.entry(name.clone()).or_insert_with(Seen::new);
+        let placed = task.placed.as_ref().map_or(0, |placed| placed.generation);
+        if event.generation < placed {
+            // Of a place that it has left.
+            return;
+        }
         let fell =
             task.runs() || matches!(task.state, TaskState::Starting | TaskState::Stopping { .. });
+        let mut looping = None;
         match &state {
             TaskState::Running { .. } if !task.runs() => task.started = Some(now),
             TaskState::Exited { .. } | TaskState::Lost if fell => {
-                task.failures = failures_after(task, now);
+                let asked = matches!(task.state, TaskState::Stopping { .. });
+                // An end that was asked for is no failure.
+                if !asked {
+                    let before = task.tries.verdict();
+                    task.tries = task.tries.after_failure(task.lived(now), (self.luck)());
+                    let is = task.tries.verdict();
+                    looping = (is == Verdict::CrashLoop && before != is).then_some(task.tries);
+                }
                 task.ended = Some(now);
             }
             TaskState::Pending { .. }
@@ -201,7 +231,12 @@ impl Loop {
             | TaskState::Exited { .. }
             | TaskState::Lost => {}
         }
-        if task.state != state {
+        task.ground = match (event.machine_lost, task.ground) {
+            (true, _) => Ground::Lost,
+            (false, Ground::Leaving) => Ground::Leaving,
+            (false, Ground::Firm | Ground::Lost) => Ground::Firm,
+        };
+        if task.state != state || event.generation > placed {
             // A change ends the pause after an order, and never the order itself: what it will have changed is not known
             // before it has ended.
             if self.resting.remove(&name) {
@@ -221,6 +256,39 @@ impl Loop {
         if task.fingerprint.is_none() {
             task.fingerprint = self.started.0.get(&name).cloned();
         }
+        if let Some(tries) = looping {
+            self.note("crash-loop", &name, tries.to_string());
+        }
+    }
+
+    /// Forgets the failures of tasks that have run well since.
+    fn forgive(&mut self) {
+        let now = self.now();
+        let mut well = Vec::new();
+        for (name, task) in &mut self.tasks {
+            if task.tries.failures > 0 && task.runs() && task.lived(now) >= SETTLED {
+                if task.tries.verdict() == Verdict::CrashLoop {
+                    well.push(name.clone());
+                }
+                task.tries = Tries::FRESH;
+            }
+        }
+        for name in well {
+            self.note("crash-loop", &name, "runs well again".into());
+        }
+    }
+
+    /// For people to read later; nothing waits for it.
+    fn note(&self, kind: &str, about: &TaskName, text: String) {
+        let cell = Arc::clone(&self.cell);
+        let note = NoteRequest {
+            service: self.service.to_string(),
+            about: about.to_string(),
+            kind: kind.to_owned(),
+            text,
+            detail_json: String::new(),
+        };
+        tokio::spawn(async move { cell.note(note).await });
     }
 
     async fn command(&mut self, command: Command) {
@@ -231,8 +299,32 @@ impl Loop {
                 // Whoever asked may have gone.
                 heard.send(()).unwrap_or_default();
             }
+            Command::Evict {
+                task,
+                machine,
+                heard,
+            } => heard.send(self.evict(&task, &machine)).unwrap_or_default(),
             Command::Finished { task, outcome } => self.finished(task, outcome).await,
         }
+    }
+
+    /// Idempotent: a task that is not there any more has left.
+    fn evict(&mut self, name: &TaskName, machine: &str) -> Result<(), Refusal> {
+        if self.wish == Wish::Unknown {
+            return Err(Refusal::not_now("it is not known yet what is wanted"));
+        }
+        let task = self
+            .tasks
+            .get_mut(name)
+            .ok_or_else(|| Refusal::not_found(format!("{name} is not known here")))?;
+        let is_there = task.placed.as_ref().is_some_and(|p| p.machine == machine);
+        if !is_there {
+            return Ok(());
+        }
+        if task.ground == Ground::Firm {
+            task.ground = Ground::Leaving;
+        }
+        Ok(())
     }
 
     fn want(&mut self, wanting: Wanting) {
@@ -253,6 +345,7 @@ impl Loop {
                     restart: job.task.restart,
                 });
                 self.spec = Some(job);
+                self.held.clear();
             }
             Wanting::Down => self.wish = Wish::Down,
         }
@@ -271,12 +364,37 @@ impl Loop {
         task.busy = false;
         self.resting.remove(&name);
         match outcome {
-            Finished::Placed(placed) => task.placed = Some(placed),
+            Finished::Placed(placed) => {
+                if task.placed.as_ref() != Some(&placed) {
+                    task.ground = Ground::Firm;
+                    task.state = TaskState::Pending {
+                        why: format!("not started on {} yet", placed.machine),
+                    };
+                    self.addresses.remove(&name);
+                }
+                task.placed = Some(placed);
+            }
             Finished::Pending(why) => {
                 task.state = TaskState::Pending { why };
                 self.retry_later(name);
             }
+            Finished::Granted => {
+                task.leave = Leave::Granted;
+                self.held.clear();
+            }
+            Finished::Held(why) => {
+                if self.held != why {
+                    self.note("rollout", &name, format!("not replaced yet: {why}"));
+                    self.held = why;
+                }
+                self.retry_later(name);
+            }
+            Finished::Settled => task.leave = Leave::NotAsked,
             Finished::Started(fingerprint, changes) => {
+                let other = task.fingerprint.as_ref() != Some(&fingerprint);
+                if task.leave == Leave::Granted && other {
+                    self.replaced = self.replaced.saturating_add(1);
+                }
                 task.fingerprint = Some(fingerprint.clone());
                 // Its first event may be here already, and its end too: what was seen is never overwritten.
                 if self.changes.get(&name).copied().unwrap_or(0) == changes {
@@ -302,13 +420,21 @@ impl Loop {
                     task.state = TaskState::Pending {
                         why: refusal.message,
                     };
+                    // Its place was given up meanwhile: it asks for one again, and keeps the one that there may be.
+                    match refusal.kind {
+                        RefusalKind::NotFound | RefusalKind::Stale => task.placed = None,
+                        RefusalKind::NotNow
+                        | RefusalKind::Unknown
+                        | RefusalKind::BadRequest
+                        | RefusalKind::Internal => {}
+                    }
                 }
                 match refusal.kind {
                     // Nothing is wrong with the task: it is tried again as soon as what it lacks may be there.
                     RefusalKind::NotNow | RefusalKind::Unknown | RefusalKind::NotFound => {}
                     RefusalKind::BadRequest | RefusalKind::Stale | RefusalKind::Internal => {
                         task.ended = Some(now);
-                        task.failures = task.failures.saturating_add(1);
+                        task.tries = task.tries.after_failure(Default::default(), (self.luck)());
                     }
                 }
                 self.retry_later(name);
@@ -363,9 +489,12 @@ impl Loop {
                     continue;
                 }
                 Action::Place(name)
+                | Action::Move(name, _)
                 | Action::Start(name)
                 | Action::Stop(name)
-                | Action::Forget(name) => name.clone(),
+                | Action::Forget(name)
+                | Action::Ask(name)
+                | Action::Settle(name) => name.clone(),
             };
             if let Some(task) = self.tasks.get_mut(&name) {
                 task.busy = true;
@@ -428,93 +557,7 @@ impl Loop {
     }
 
     fn view(&self) -> View {
-        let wanted = match &self.wish {
-            Wish::Up(wanted) => wanted,
-            Wish::Unknown | Wish::Down => {
-                let running = self.tasks.values().filter(|task| !task.over()).count();
-                let quiet = running == 0 && self.tasks.values().all(|task| !task.busy);
-                return match (&self.wish, quiet) {
-                    (_, true) => View {
-                        state: ServiceState::Down,
-                        waits_for: String::new(),
-                    },
-                    (Wish::Unknown, false) => View {
-                        state: ServiceState::Starting,
-                        waits_for: "the leader to say what is wanted".into(),
-                    },
-                    (Wish::Down | Wish::Up(_), false) => View {
-                        state: ServiceState::Stopping,
-                        waits_for: format!("{running} tasks to end"),
-                    },
-                };
-            }
-        };
-        let mut missing = Vec::new();
-        for name in &wanted.tasks {
-            let Some(task) = self.tasks.get(name) else {
-                continue;
-            };
-            let current = task.fingerprint.as_deref() == Some(wanted.fingerprint.as_str());
-            match &task.state {
-                TaskState::Running { .. } if current => {}
-                TaskState::Running { .. } => missing.push(format!("{name} to be replaced")),
-                TaskState::Pending { why } => missing.push(format!("{name}: {why}")),
-                TaskState::Exited { cause } => missing.push(format!("{name}: {cause}")),
-                TaskState::Starting | TaskState::Stopping { .. } | TaskState::Lost => {
-                    missing.push(format!("{name} {}", task.state.word()));
-                }
-            }
-        }
-        if missing.is_empty() {
-            return View {
-                state: ServiceState::Up,
-                waits_for: String::new(),
-            };
-        }
-        let state = if missing.len() < wanted.tasks.len() {
-            ServiceState::Degraded
-        } else {
-            ServiceState::Starting
-        };
-        View {
-            state,
-            waits_for: missing.join(", "),
-        }
-    }
-
-    async fn set_endpoint(&mut self) {
-        let Some(port) = self.spec.as_ref().and_then(|spec| spec.endpoint.clone()) else {
-            return;
-        };
-        let targets: Vec<String> = self
-            .tasks
-            .iter()
-            .filter(|(_, task)| task.runs())
-            .filter_map(|(name, _)| self.addresses.get(name))
-            .filter_map(|(address, ports)| Some(format!("{address}:{}", ports.get(port.as_str())?)))
-            .collect();
-        self.endpoint_again = None;
-        if self.endpoint.as_ref() == Some(&targets) {
-            return;
-        }
-        self.version += 1;
-        let target = EndpointTarget {
-            service: self.service.to_string(),
-            epoch: self.term,
-            version: self.version,
-            targets: targets.clone(),
-            hold_ms: u64::try_from(HOLD.as_millis()).unwrap_or(u64::MAX),
-            on_change: OnChange::Keep as i32,
-            port: 0,
-        };
-        let request = SetEndpointRequest {
-            service: self.service.to_string(),
-            target: Some(target),
-        };
-        match self.cell.set_endpoint(request).await {
-            Ok(_) => self.endpoint = Some(targets),
-            Err(_) => self.endpoint_again = Some(Instant::now() + AGAIN),
-        }
+        view(&self.wish, &self.tasks, self.replaced, &self.held)
     }
 }
 

@@ -7,6 +7,8 @@ mod keeping;
 mod launch;
 mod order;
 mod reconcile;
+mod restart;
 mod server;
+mod view;
 
 pub use server::JobServer;

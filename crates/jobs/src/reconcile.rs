@@ -5,18 +5,15 @@ use std::time::Duration;
 
 use homeostat_model::{ExitCause, RestartPolicy, TaskName, TaskState};
 
+use crate::restart::{SETTLED, Tries};
+
 /// Elapsed time since the admin server began; never a wall clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Now(pub Duration);
 
-/// A task that ran for this long is healthy: its earlier failures no longer count.
-const SETTLED: Duration = Duration::from_secs(10);
-/// How long the last task that was started must have run before the next one is replaced.
+/// How long a task that was replaced must have run before the cell is told that it is back: a program that has just
+/// begun does not serve yet, or may be about to fail.
 const STEADY: Duration = Duration::from_secs(1);
-/// Pause before the second start in a row, doubled for each further one. The first restart is immediate: most
-/// crashes are not loops, and a client is waiting.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Wanted {
@@ -42,11 +39,30 @@ pub(crate) struct Seen {
     pub state: TaskState,
     /// What it was started from last.
     pub fingerprint: Option<String>,
-    pub failures: u32,
+    pub tries: Tries,
     pub started: Option<Now>,
     pub ended: Option<Now>,
     /// An order is on its way; nothing else is done meanwhile.
     pub busy: bool,
+    pub ground: Ground,
+    pub leave: Leave,
+}
+
+/// Whether the task may stay where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ground {
+    Firm,
+    /// Its machine is lost: it is placed anew whatever was last heard of it.
+    Lost,
+    /// Its machine is to be emptied, and the cell allows it to go now.
+    Leaving,
+}
+
+/// Whether the cell lets it be replaced (the service's budget).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leave {
+    NotAsked,
+    Granted,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,15 +79,17 @@ impl Seen {
                 why: "not placed yet".into(),
             },
             fingerprint: None,
-            failures: 0,
+            tries: Tries::FRESH,
             started: None,
             ended: None,
             busy: false,
+            ground: Ground::Firm,
+            leave: Leave::NotAsked,
         }
     }
 
     pub(crate) fn runs(&self) -> bool {
-        matches!(self.state, TaskState::Running { .. })
+        matches!(self.state, TaskState::Running { .. }) && self.ground != Ground::Lost
     }
 
     /// Nothing of it runs, as far as is known.
@@ -81,14 +99,26 @@ impl Seen {
             TaskState::Starting | TaskState::Running { .. } | TaskState::Stopping { .. } => false,
         }
     }
+
+    /// How long it has been running.
+    pub(crate) fn lived(&self, now: Now) -> Duration {
+        self.started
+            .map_or(Duration::ZERO, |started| now.0.saturating_sub(started.0))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Action {
     Place(TaskName),
+    /// Gives up the place of this generation for another one.
+    Move(TaskName, u64),
     Start(TaskName),
     Stop(TaskName),
     Forget(TaskName),
+    /// Asks for the service's budget, to replace this task.
+    Ask(TaskName),
+    /// The replaced task is back.
+    Settle(TaskName),
     /// Nothing to do before this moment.
     LookAgain(Now),
 }
@@ -103,7 +133,7 @@ pub(crate) fn reconcile(wish: &Wish, seen: &BTreeMap<TaskName, Seen>, now: Now) 
     let mut actions = Vec::new();
     for (name, task) in seen {
         let is_wanted = wanted.is_some_and(|wanted| wanted.tasks.contains(name));
-        if is_wanted || task.busy {
+        if is_wanted || task.busy || task.ground == Ground::Lost {
             continue;
         }
         match &task.state {
@@ -111,9 +141,11 @@ pub(crate) fn reconcile(wish: &Wish, seen: &BTreeMap<TaskName, Seen>, now: Now) 
                 actions.push(Action::Stop(name.clone()))
             }
             TaskState::Stopping { .. } => {}
-            // A job turned down keeps its placements, so that its data is found again; a smaller job gives them up.
+            // A job turned down keeps its placements, so that its data is found again; a smaller job gives them up, and so
+            // does a machine that is to be emptied.
             TaskState::Pending { .. } | TaskState::Exited { .. } | TaskState::Lost => {
-                if wanted.is_some() && task.placed.is_some() {
+                let gives_up = wanted.is_some() || task.ground == Ground::Leaving;
+                if gives_up && task.placed.is_some() {
                     actions.push(Action::Forget(name.clone()));
                 }
             }
@@ -121,22 +153,44 @@ pub(crate) fn reconcile(wish: &Wish, seen: &BTreeMap<TaskName, Seen>, now: Now) 
     }
     let Some(wanted) = wanted else { return actions };
     for name in &wanted.tasks {
-        let Some(task) = seen.get(name) else { continue };
-        if task.busy || !task.over() {
-            continue;
-        }
-        if task.placed.is_none() {
-            actions.push(Action::Place(name.clone()));
-            continue;
-        }
-        match start_at(wanted, task) {
-            Start::Never => {}
-            Start::At(at) if at > now => actions.push(Action::LookAgain(at)),
-            Start::At(_) => actions.push(Action::Start(name.clone())),
+        if let Some(task) = seen.get(name).filter(|task| !task.busy) {
+            actions.extend(keep(wanted, name, task, now));
         }
     }
     actions.extend(replace_one(wanted, seen, now));
     actions
+}
+
+/// What keeps one wanted task running in a place where it may be.
+fn keep(wanted: &Wanted, name: &TaskName, task: &Seen, now: Now) -> Option<Action> {
+    let Some(placed) = &task.placed else {
+        return Some(Action::Place(name.clone()));
+    };
+    match task.ground {
+        Ground::Lost => return Some(Action::Move(name.clone(), placed.generation)),
+        Ground::Leaving if task.over() => {
+            return Some(Action::Move(name.clone(), placed.generation));
+        }
+        Ground::Leaving => {
+            let stopping = matches!(task.state, TaskState::Stopping { .. });
+            return (!stopping).then(|| Action::Stop(name.clone()));
+        }
+        Ground::Firm => {}
+    }
+    if task.over() {
+        return match start_at(wanted, task) {
+            Start::Never => None,
+            Start::At(at) if at > now => Some(Action::LookAgain(at)),
+            Start::At(_) => Some(Action::Start(name.clone())),
+        };
+    }
+    // After a good run its earlier failures are forgotten.
+    let settled = task.started.map(|started| Now(started.0 + SETTLED));
+    (task.runs() && task.tries.failures > 0)
+        .then_some(settled)
+        .flatten()
+        .filter(|at| *at > now)
+        .map(Action::LookAgain)
 }
 
 enum Start {
@@ -165,48 +219,42 @@ fn start_at(wanted: &Wanted, task: &Seen) -> Start {
         return Start::Never;
     }
     let ended = task.ended.unwrap_or(Now(Duration::ZERO));
-    Start::At(Now(ended.0 + pause(task.failures)))
+    Start::At(Now(ended.0 + task.tries.pause))
 }
 
-/// How long to wait after this many failures in a row.
-fn pause(failures: u32) -> Duration {
-    match failures {
-        0 | 1 => Duration::ZERO,
-        n => FIRST_PAUSE
-            .saturating_mul(1 << (n - 2).min(16))
-            .min(LONGEST_PAUSE),
-    }
-}
-
-/// Replaces tasks that were started from something else, one at a time, and only while all others have run for a moment:
-/// a program that has just begun does not serve yet, or may be about to fail.
+/// Replaces tasks that were started from something else, one at a time: each only with the cell's leave, which it gives
+/// when all of the service runs and its checks have passed since the one before.
 fn replace_one(wanted: &Wanted, seen: &BTreeMap<TaskName, Seen>, now: Now) -> Option<Action> {
-    let all = |name: &TaskName| seen.get(name).is_some_and(|task| task.runs() && !task.busy);
-    if !wanted.tasks.iter().all(all) {
+    let tasks = || {
+        wanted
+            .tasks
+            .iter()
+            .filter_map(|name| Some((name, seen.get(name)?)))
+    };
+    let outdated = |task: &Seen| task.fingerprint.as_deref() != Some(wanted.fingerprint.as_str());
+    if let Some((name, task)) = tasks().find(|(_, task)| task.leave == Leave::Granted) {
+        if task.busy || !task.runs() {
+            return None;
+        }
+        if outdated(task) {
+            return Some(Action::Stop(name.clone()));
+        }
+        let steady = Now(task.started.map_or(Duration::ZERO, |at| at.0) + STEADY);
+        return Some(if steady > now {
+            Action::LookAgain(steady)
+        } else {
+            Action::Settle(name.clone())
+        });
+    }
+    if tasks().any(|(_, task)| task.busy) {
         return None;
     }
-    let outdated = |name: &&TaskName| {
-        seen.get(*name)
-            .is_some_and(|task| task.fingerprint.as_deref() != Some(wanted.fingerprint.as_str()))
-    };
-    let next = wanted.tasks.iter().find(outdated)?;
-    let latest = seen.values().filter_map(|task| task.started).max();
-    match latest.map(|started| Now(started.0 + STEADY)) {
-        Some(steady) if steady > now => Some(Action::LookAgain(steady)),
-        Some(_) | None => Some(Action::Stop(next.clone())),
-    }
-}
-
-/// Failures in a row after an exit at `now`.
-pub(crate) fn failures_after(task: &Seen, now: Now) -> u32 {
-    let lived = task
-        .started
-        .map_or(Duration::ZERO, |started| now.0.saturating_sub(started.0));
-    if lived >= SETTLED {
-        1
-    } else {
-        task.failures.saturating_add(1)
-    }
+    // The one that was started last comes first: when a rollout that went wrong is taken back, it is the one that has the
+    // cell's leave already.
+    tasks()
+        .filter(|(_, task)| task.runs() && outdated(task))
+        .max_by_key(|(name, task)| (task.started, std::cmp::Reverse(*name)))
+        .map(|(name, _)| Action::Ask(name.clone()))
 }
 
 #[cfg(test)]
@@ -303,37 +351,78 @@ mod tests {
 
     #[test]
     fn a_crash_loop_is_slowed_down() {
-        let pauses: Vec<_> = [0, 1, 2, 3, 4, 40].map(|n| pause(n).as_millis()).to_vec();
-        assert_eq!(pauses, [0, 0, 200, 400, 800, 30_000]);
         let mut crashed = task(failed());
-        crashed.failures = 3;
+        crashed.tries = Tries {
+            failures: 3,
+            pause: Duration::from_millis(400),
+        };
         crashed.ended = Some(NOW);
-        let seen = BTreeMap::from([(name(0), crashed.clone())]);
+        let seen = BTreeMap::from([(name(0), crashed)]);
+        let wish = Wish::Up(wanted(1, RestartPolicy::Always));
         let at = Now(NOW.0 + Duration::from_millis(400));
+        assert_eq!(reconcile(&wish, &seen, NOW), [Action::LookAgain(at)]);
+        assert_eq!(reconcile(&wish, &seen, at), [Action::Start(name(0))]);
+    }
+
+    #[test]
+    fn a_task_that_failed_is_looked_at_again_after_a_good_run() {
+        let mut again = task(RUNS);
+        again.tries.failures = 1;
+        again.started = Some(NOW);
+        let seen = BTreeMap::from([(name(0), again)]);
+        let wish = Wish::Up(wanted(1, RestartPolicy::Always));
+        let settled = Now(NOW.0 + SETTLED);
+        assert_eq!(reconcile(&wish, &seen, NOW), [Action::LookAgain(settled)]);
+        assert_eq!(reconcile(&wish, &seen, settled), []);
+    }
+
+    #[test]
+    fn a_task_of_a_lost_machine_is_placed_anew_whatever_was_last_heard_of_it() {
+        let lost = Seen {
+            ground: Ground::Lost,
+            ..task(RUNS)
+        };
+        let seen = BTreeMap::from([(name(0), lost)]);
+        let wish = Wish::Up(wanted(1, RestartPolicy::Never));
+        assert_eq!(reconcile(&wish, &seen, NOW), [Action::Move(name(0), 1)]);
         assert_eq!(
-            reconcile(&Wish::Up(wanted(1, RestartPolicy::Always)), &seen, NOW),
-            [Action::LookAgain(at)]
-        );
-        assert_eq!(
-            reconcile(&Wish::Up(wanted(1, RestartPolicy::Always)), &seen, at),
-            [Action::Start(name(0))]
-        );
-        crashed.started = Some(Now(Duration::from_secs(1)));
-        assert_eq!(
-            failures_after(&crashed, NOW),
-            1,
-            "it had run for long: this is a first failure"
+            reconcile(&Wish::Down, &seen, NOW),
+            [],
+            "nobody there can be told to stop"
         );
     }
 
     #[test]
-    fn a_change_replaces_one_at_a_time() {
+    fn a_task_that_has_to_leave_is_stopped_first() {
+        let leaving = |state| Seen {
+            ground: Ground::Leaving,
+            ..task(state)
+        };
+        let wish = Wish::Up(wanted(1, RestartPolicy::Always));
+        for (state, expect) in [
+            (RUNS, vec![Action::Stop(name(0))]),
+            (TaskState::Stopping { pid: 7 }, vec![]),
+            (failed(), vec![Action::Move(name(0), 1)]),
+        ] {
+            let seen = BTreeMap::from([(name(0), leaving(state.clone()))]);
+            assert_eq!(reconcile(&wish, &seen, NOW), expect, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn a_change_replaces_one_at_a_time_with_the_cells_leave() {
         let mut seen = BTreeMap::from([(name(0), task(RUNS)), (name(1), task(RUNS))]);
         let mut wanted = wanted(2, RestartPolicy::Always);
         wanted.fingerprint = "b".into();
         let wanted = Wish::Up(wanted);
+        assert_eq!(reconcile(&wanted, &seen, NOW), [Action::Ask(name(0))]);
+        let granted = |state| Seen {
+            leave: Leave::Granted,
+            ..task(state)
+        };
+        seen.insert(name(0), granted(RUNS));
         assert_eq!(reconcile(&wanted, &seen, NOW), [Action::Stop(name(0))]);
-        seen.insert(name(0), task(failed()));
+        seen.insert(name(0), granted(failed()));
         assert_eq!(
             reconcile(&wanted, &seen, NOW),
             [Action::Start(name(0))],
@@ -342,12 +431,36 @@ mod tests {
         let replaced = Seen {
             fingerprint: Some("b".into()),
             started: Some(NOW),
-            ..task(RUNS)
+            ..granted(RUNS)
         };
-        seen.insert(name(0), replaced);
+        seen.insert(name(0), replaced.clone());
         let steady = Now(NOW.0 + STEADY);
         assert_eq!(reconcile(&wanted, &seen, NOW), [Action::LookAgain(steady)]);
-        assert_eq!(reconcile(&wanted, &seen, steady), [Action::Stop(name(1))]);
+        assert_eq!(reconcile(&wanted, &seen, steady), [Action::Settle(name(0))]);
+        seen.insert(
+            name(0),
+            Seen {
+                leave: Leave::NotAsked,
+                ..replaced
+            },
+        );
+        assert_eq!(reconcile(&wanted, &seen, steady), [Action::Ask(name(1))]);
+    }
+
+    #[test]
+    fn what_was_replaced_last_is_taken_back_first() {
+        let bad = Seen {
+            fingerprint: Some("b".into()),
+            started: Some(NOW),
+            ..task(RUNS)
+        };
+        let seen = BTreeMap::from([(name(0), task(RUNS)), (name(1), bad)]);
+        let mut wanted = wanted(2, RestartPolicy::Always);
+        wanted.fingerprint = "c".into();
+        assert_eq!(
+            reconcile(&Wish::Up(wanted), &seen, NOW),
+            [Action::Ask(name(1))]
+        );
     }
 
     #[test]

@@ -4,16 +4,19 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use homeostat_api::v1::{
-    ActReply, ActRequest, ChecksReply, ChecksRequest, DescribeReply, DescribeRequest, InspectReply,
-    InspectRequest, PrepareEvictionReply, PrepareEvictionRequest, RolloutReply, RolloutRequest,
-    ServiceState, TurndownReply, TurndownRequest, TurnupReply, TurnupRequest,
+    ActReply, ActRequest, ChecksReply, ChecksRequest, DescribeReply, DescribeRequest, EvictReply,
+    EvictRequest, InspectReply, InspectRequest, PrepareEvictionReply, PrepareEvictionRequest,
+    RolloutReply, RolloutRequest, ServiceState, TurndownReply, TurndownRequest, TurnupReply,
+    TurnupRequest,
 };
 use homeostat_api::{AdminServer, CellHandle, Refusal};
-use homeostat_model::{ServiceKind, ServiceName, ServiceSpec};
+use homeostat_model::{ServiceKind, ServiceName, ServiceSpec, TaskName};
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::keeping::{Command, Loop, View, Wanting};
+use crate::keeping::{Command, Loop, Wanting};
+use crate::restart::Chance;
+use crate::view::View;
 
 /// Commands and results that may wait for the loop.
 const QUEUE: usize = 256;
@@ -36,11 +39,8 @@ impl JobServer {
     /// Starts the loop; nothing happens before `turnup`.
     pub fn new(service: ServiceName, cell: Arc<dyn CellHandle>) -> Self {
         let (commands, queue) = mpsc::channel(QUEUE);
-        let (publish, view) = watch::channel(View {
-            state: ServiceState::Down,
-            waits_for: String::new(),
-        });
-        let server = Loop::new(service.clone(), cell, commands.downgrade(), publish);
+        let (publish, view) = watch::channel(View::down());
+        let server = Loop::new(service.clone(), cell, commands.downgrade(), publish, luck);
         tokio::spawn(server.run(queue));
         Self {
             commands,
@@ -49,14 +49,17 @@ impl JobServer {
         }
     }
 
+    fn ended(&self) -> Refusal {
+        Refusal::internal(format!("{}'s loop ended", self.service))
+    }
+
     async fn want(&self, wanting: Wanting) -> Result<(), Refusal> {
-        let ended = || Refusal::internal(format!("{}'s loop ended", self.service));
         let (heard, answer) = oneshot::channel();
         self.commands
             .send(Command::Want(wanting, heard))
             .await
-            .map_err(|_| ended())?;
-        answer.await.map_err(|_| ended())
+            .map_err(|_| self.ended())?;
+        answer.await.map_err(|_| self.ended())
     }
 
     async fn until(&self, state: ServiceState) -> Result<(), Refusal> {
@@ -64,7 +67,7 @@ impl JobServer {
         view.wait_for(|view| view.state == state)
             .await
             .map(|_| ())
-            .map_err(|_| Refusal::internal(format!("{}'s loop ended", self.service)))
+            .map_err(|_| self.ended())
     }
 
     async fn up(&self, spec_json: &str) -> Result<(), Refusal> {
@@ -119,11 +122,28 @@ impl AdminServer for JobServer {
         Ok(PrepareEvictionReply {})
     }
 
+    async fn evict(&self, request: EvictRequest) -> Result<EvictReply, Refusal> {
+        let bad = |error: homeostat_model::BadName| Refusal::bad_request(error.to_string());
+        let (heard, answer) = oneshot::channel();
+        let command = Command::Evict {
+            task: TaskName::new(request.task).map_err(bad)?,
+            machine: request.machine,
+            heard,
+        };
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| self.ended())?;
+        answer.await.map_err(|_| self.ended())??;
+        Ok(EvictReply {})
+    }
+
     async fn rollout(&self, request: RolloutRequest) -> Result<RolloutReply, Refusal> {
-        let before = self.view.borrow().state;
+        let before = self.view.borrow().replaced;
         self.up(&request.spec_json).await?;
+        let after = self.view.borrow().replaced;
         Ok(RolloutReply {
-            replaced: u32::from(before == ServiceState::Up),
+            replaced: after.saturating_sub(before),
         })
     }
 
@@ -137,9 +157,30 @@ impl AdminServer for JobServer {
     }
 
     async fn act(&self, request: ActRequest) -> Result<ActReply, Refusal> {
+        if request.verb == EXPLAIN_TASK {
+            let name = request.arguments.get("task").cloned().unwrap_or_default();
+            let view = self.view.borrow();
+            let note = TaskName::new(name).ok().and_then(|n| view.notes.get(&n));
+            return Ok(ActReply {
+                text: note.cloned().unwrap_or_default(),
+                detail_json: String::new(),
+            });
+        }
         Err(Refusal::bad_request(format!(
             "a plain job has no action '{}'",
             request.verb
         )))
+    }
+}
+
+/// What there is to tell of one of its tasks; changes nothing.
+const EXPLAIN_TASK: &str = "explain-task";
+
+/// Without luck the pauses are what they are: nothing of it is a secret.
+fn luck() -> Chance {
+    let mut bytes = [0; 2];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => Chance(u16::from_le_bytes(bytes)),
+        Err(_) => Chance(0),
     }
 }

@@ -117,6 +117,16 @@ impl MachineLayout {
         self.state.join("data").join(task.as_str())
     }
 
+    /// Data folders that are not trusted any more, each `TASK.GENERATION`: kept for a person to look at.
+    pub fn set_aside(&self) -> PathBuf {
+        self.state.join("aside")
+    }
+
+    /// There while the machine is dead on purpose (`homeostat chaos machine`): its agent is not started then.
+    pub fn dead_mark(&self) -> PathBuf {
+        self.state.join("dead")
+    }
+
     pub fn task_logs(&self, task: &TaskName) -> PathBuf {
         self.state.join("logs").join(task.as_str())
     }

@@ -4,6 +4,8 @@
 //! These are *core* types; the wire has its own (`homeostat-api`) and conversion happens at the edge.
 
 mod layout;
+pub mod library;
+mod machine;
 mod names;
 mod spec;
 mod task;
@@ -11,6 +13,7 @@ mod template;
 mod units;
 
 pub use layout::{CellIdentity, CellLayout, LocalMachine, MachineLayout, STATE_FORMAT};
+pub use machine::{Duty, IllegalMove, MachineEvent, MachineState};
 pub use names::{
     BadName, CellName, CheckName, EndpointName, MachineName, OperationId, PackageName, PortName,
     ProcedureName, RackName, ServiceName, StepName, TaskName,
@@ -23,6 +26,6 @@ pub use spec::{
 pub use task::{ExitCause, TaskState};
 pub use template::{BadTemplate, Template, Variable};
 pub use units::{
-    Bytes, Epoch, Generation, MilliCpu, RecordVersion, Resources, Revision, Sequence, Term,
-    UnixMillis,
+    BadUnit, Bytes, Epoch, Generation, MilliCpu, RecordVersion, Resources, Revision, Sequence,
+    Term, UnixMillis, parse_duration,
 };

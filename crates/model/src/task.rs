@@ -56,6 +56,8 @@ pub enum ExitCause {
     Signal {
         signal: i32,
     },
+    /// The kernel killed it because it reached its memory limit.
+    OutOfMemory,
     /// It never ran: the file is missing, may not be executed, or its folder could not be prepared.
     NotStarted {
         why: String,
@@ -67,6 +69,9 @@ impl fmt::Display for ExitCause {
         match self {
             ExitCause::Code { code } => write!(f, "exit code {code}"),
             ExitCause::Signal { signal } => write!(f, "signal {signal}"),
+            ExitCause::OutOfMemory => {
+                f.write_str("out of memory: the kernel killed it at its memory limit")
+            }
             ExitCause::NotStarted { why } => write!(f, "not started: {why}"),
         }
     }

@@ -164,6 +164,15 @@ impl<'a> Board<'a> {
         let Some(best) = best else {
             return Err(refusals);
         };
+        let home = request.home.as_ref();
+        if let Some(home) =
+            home.filter(|home| self.machines.contains_key(*home) && !refusals.contains_key(*home))
+        {
+            return Ok(Choice {
+                machine: home.clone(),
+                because: "its data is there".to_owned(),
+            });
+        }
         Ok(Choice {
             machine: best.name.clone(),
             because: format!(

@@ -19,6 +19,8 @@ pub struct Request {
     /// The highest generation under which this task was ever placed; zero for never. A new placement takes the next
     /// one, and supervisors refuse a lower one.
     pub last_generation: Generation,
+    /// Where its data is from an earlier time: taken if that machine accepts it.
+    pub home: Option<MachineName>,
 }
 
 /// How the tasks of one service keep their distance. Both kinds spread over racks as well as they can.

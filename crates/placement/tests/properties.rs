@@ -73,6 +73,7 @@ fn any_requests() -> impl Strategy<Value = Vec<Request>> {
                         Apart::Preferably
                     },
                     last_generation: Generation(u64::from(task)),
+                    home: None,
                 });
             }
         }
@@ -145,6 +146,7 @@ proptest! {
             fixed_ports: BTreeSet::new(),
             apart: Apart::Preferably,
             last_generation: Generation(0),
+            home: None,
         }).collect();
         let plan = place(&desired, &pool);
         let mut per_rack: BTreeMap<&RackName, usize> =

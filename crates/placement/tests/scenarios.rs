@@ -34,6 +34,7 @@ fn requests(
             fixed_ports: port.iter().map(|port| port.parse().unwrap()).collect(),
             apart,
             last_generation: Generation(0),
+            home: None,
         })
         .collect()
 }

@@ -26,6 +26,11 @@ impl Deadline {
         }
     }
 
+    /// Nothing when it is over.
+    pub(crate) fn left(self) -> Duration {
+        self.at.saturating_duration_since(Instant::now())
+    }
+
     pub(crate) async fn keep<F: Future>(
         self,
         doing: &'static str,

@@ -26,6 +26,16 @@ pub(crate) fn tail(bytes: &[u8]) -> String {
     }
 }
 
+/// An address without the password in it.
+pub(crate) fn url(url: &str) -> String {
+    let hidden = url.split_once("://").and_then(|(scheme, rest)| {
+        let end = rest.find('/').unwrap_or(rest.len());
+        let (_, host) = rest[..end].rsplit_once('@')?;
+        Some(format!("{scheme}://…@{host}{}", &rest[end..]))
+    });
+    head(hidden.as_deref().unwrap_or(url).as_bytes())
+}
+
 /// An error with its causes, without saying twice what an error repeats of its source.
 pub(crate) fn error(error: &(dyn Error + 'static)) -> String {
     let mut text = String::new();
@@ -75,6 +85,12 @@ mod tests {
             head(b"\x1b]0;owned\x07 \xff ok\n"),
             "\u{fffd}]0;owned\u{fffd} \u{fffd} ok"
         );
+    }
+
+    #[test]
+    fn passwords_in_addresses_are_hidden() {
+        assert_eq!(url("mysql://a:p@ss@h:3/db"), "mysql://…@h:3/db");
+        assert_eq!(url("http://h/x@y"), "http://h/x@y");
     }
 
     #[test]

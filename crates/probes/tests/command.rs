@@ -1,7 +1,6 @@
 //! The command probe against real programs that misbehave on purpose.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,10 +11,8 @@ const PATIENT: Duration = Duration::from_secs(20);
 
 fn shell(script: &str, dir: &Path) -> CommandProbe {
     CommandProbe {
-        argv: ["/bin/sh", "-c", script].map(Into::into).to_vec(),
-        run_as: None,
         dir: dir.to_owned(),
-        env: BTreeMap::new(),
+        ..CommandProbe::new(["/bin/sh", "-c", script].map(Into::into).to_vec())
     }
 }
 
@@ -141,7 +138,7 @@ async fn the_environment_is_minimal_and_the_folder_is_right() {
 
 #[tokio::test]
 async fn it_runs_as_somebody_else_if_asked() {
-    let nobody = RunAs {
+    let nobody = RunAs::Ids {
         uid: 65534,
         gid: 65534,
     };

@@ -4,7 +4,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use homeostat_probes::{HttpProbe, Probe, Prober};
+use homeostat_probes::{HttpProbe, Probe, Prober, TcpProbe};
 use homeostat_prodtest::{Observation, Outcome};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -63,12 +63,13 @@ fn nobody() -> SocketAddr {
 }
 
 async fn http(addr: SocketAddr, contains: Option<&str>, deadline: Duration) -> Observation {
-    let probe = Probe::Http(HttpProbe {
-        addr: addr.to_string(),
-        path: "/healthz?deep=1".into(),
-        status: 200,
-        contains: contains.map(Into::into),
-    });
+    let path = "/healthz?deep=1";
+    let probe = Probe::Http(HttpProbe::get(
+        addr.to_string(),
+        path,
+        200,
+        contains.map(Into::into),
+    ));
     let started = Instant::now();
     let observation = Prober::new().run(&probe, deadline).await;
     assert!(
@@ -97,7 +98,7 @@ fn failed(observation: &Observation, seen: &str) {
 #[tokio::test]
 async fn tcp() {
     let open = server(Manner::Says(b"")).await;
-    let probe = |addr: String| Probe::Tcp { addr };
+    let probe = |addr: String| Probe::Tcp(TcpProbe::new(addr));
     let prober = Prober::new();
     passed(
         &prober.run(&probe(open.to_string()), PATIENT).await,
@@ -131,7 +132,7 @@ async fn http_answers_that_are_right_and_wrong() {
     passed(&http(good, Some("all ok"), PATIENT).await, "status 200");
     failed(
         &http(good, Some("splendid"), PATIENT).await,
-        "the text is missing in: all ok",
+        r#"body "all ok\n"; the answer: all ok"#,
     );
 
     let chunks =
@@ -149,7 +150,7 @@ async fn http_answers_that_are_right_and_wrong() {
     let sick = b"HTTP/1.1 503 Sick\r\ncontent-length: 15\r\n\r\nno \x1b[31mdatabase";
     failed(
         &http(server(Manner::Says(sick)).await, None, PATIENT).await,
-        "status 503: no \u{fffd}[31mdatabas",
+        "status 503; the answer: no \u{fffd}[31mdatabas",
     );
     failed(&http(nobody(), None, PATIENT).await, "refused");
 }

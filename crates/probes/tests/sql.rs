@@ -134,11 +134,7 @@ async fn ask(
     want: Option<&str>,
     deadline: Duration,
 ) -> Observation {
-    let probe = Probe::Sql(SqlProbe {
-        url,
-        query: query.into(),
-        want: want.map(Into::into),
-    });
+    let probe = Probe::Sql(SqlProbe::single(url, query, want.map(Into::into)));
     prober.run(&probe, deadline).await
 }
 

@@ -6,11 +6,15 @@
 //! that changes its [`Face`] corrects the tallies of its dependents. So a probe costs the number of dependents at
 //! most when something changed, and next to nothing when nothing did.
 //!
-//! Invariants, which the simulation checks after each step: a check in `queue` is waiting with an open gate, and the
-//! other way round; `overdue` holds exactly the running ones; verdicts of checks with a closed gate follow from those
-//! of their dependencies.
+//! A confirmed failure of a check with a fix makes it *ready*: it waits for its resource, is fixed, settles, and either
+//! passes or is confirmed anew before the next attempt (`fixing`).
+//!
+//! Invariants, which the simulation checks after each step: a check in `queue`, or parked with a target that has no room,
+//! is waiting with an open gate, and the other way round; `overdue` holds exactly the running ones; verdicts of checks
+//! with a closed gate follow from those of their dependencies.
 
 mod believe;
+mod fixing;
 mod state;
 
 use std::collections::BTreeSet;
@@ -21,12 +25,15 @@ use homeostat_model::CheckName;
 
 use crate::history::FlakeRate;
 use crate::rules::{Rule, Rules};
-use crate::suite::{CheckId, Suite};
+use crate::suite::{CheckId, ResourceId, Suite};
 use crate::time::Moment;
 use crate::verdict::{Change, Observation, Outcome, Unknown, Verdict};
 
+pub use fixing::{Fence, FixRun, StaleFix};
+
 use believe::News;
-use state::{Running, Soundness, State, Turn};
+use fixing::Resource;
+use state::{Running, Soundness, Spot, State, Turn};
 
 /// How long after its own time limit a probe may still be reported. Probers keep the limit themselves; this only
 /// covers the way back, and a prober that died.
@@ -36,14 +43,38 @@ const REPORT_WITHIN: Duration = Duration::from_secs(5);
 pub struct EngineConfig {
     /// How many probes may run at the same moment.
     pub most_at_once: NonZeroUsize,
+    /// How many of them may look at one target.
+    pub most_per_target: NonZeroUsize,
+    /// How many fixes may be applied at the same moment.
+    pub most_fixes_at_once: NonZeroUsize,
     /// How soon an unconfirmed failure is looked at again, and the least time between two probes of a check that
     /// [`Engine::look_again`] asks for.
     pub retry: Duration,
+    /// The pause after the first attempt of a fix that did not help; it doubles with each, and chance adds or takes off
+    /// up to a half, so that what failed together is not tried again together.
+    pub back_off: Duration,
+    pub longest_back_off: Duration,
+    pub rounds: Rounds,
+    /// The chance in all of it.
+    pub seed: u64,
+    /// Fencing numbers are higher than this. A caller that comes after another passes on what the other reached.
+    pub fence: Fence,
 }
+
+/// How often the suite is gone through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rounds {
+    /// Until each check has its verdict: the end is when [`Engine::wake_at`] has nothing more and nothing is under way.
+    One,
+    Endless,
+}
+
+/// In one round, so many probes of a check that cannot be run are enough.
+const MOST_MISSES_IN_ONE_ROUND: u32 = 3;
 
 /// Numbers all probes of an engine in the order in which they started. Orders them where time is too coarse: whether
 /// a probe started before or after a report in the same millisecond decides what it proves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Attempt(u64);
 
 /// A probe to carry out now, and to report with [`Engine::finished`].
@@ -59,8 +90,11 @@ pub struct Run {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Due {
     pub runs: Vec<Run>,
+    pub fixes: Vec<FixRun>,
     /// Probes that nobody reported in time. Their room is given to others, so end them if they still run.
     pub given_up: Vec<Run>,
+    /// Fixes that nobody reported in time. What they change is given to others, so end them if they still run.
+    pub fixes_given_up: Vec<FixRun>,
     /// Verdicts that changed because of that.
     pub changes: Vec<Change>,
 }
@@ -86,6 +120,24 @@ pub struct Engine {
     queue: BTreeSet<(Moment, CheckId)>,
     /// Running checks, by when they are given up.
     overdue: BTreeSet<(Moment, CheckId)>,
+    targets: Vec<Target>,
+    resources: Vec<Resource>,
+    /// Resources that nobody holds and somebody waits for.
+    free: BTreeSet<ResourceId>,
+    /// Fixes that are applied or settle, by when that is over.
+    timers: BTreeSet<(Moment, CheckId)>,
+    /// Fixes that are applied.
+    applying: usize,
+    /// Of the latest fix handed out.
+    fence: Fence,
+}
+
+/// What several checks look at.
+#[derive(Debug, Default)]
+struct Target {
+    running: usize,
+    /// Whose turn came while it had no room. Whoever leaves it, or leaves the queue, sends the next one back there.
+    parked: BTreeSet<(Moment, CheckId)>,
 }
 
 impl Engine {
@@ -103,6 +155,11 @@ impl Engine {
     ) -> Self {
         let states = suite.ids().map(|id| State::new(&suite, id, now)).collect();
         let mut engine = Self {
+            targets: (0..suite.targets()).map(|_| Target::default()).collect(),
+            resources: (0..suite.resources())
+                .map(|_| Resource::default())
+                .collect(),
+            fence: config.fence,
             suite,
             config,
             rules,
@@ -110,6 +167,9 @@ impl Engine {
             latest: Attempt(0),
             queue: BTreeSet::new(),
             overdue: BTreeSet::new(),
+            free: BTreeSet::new(),
+            timers: BTreeSet::new(),
+            applying: 0,
         };
         for id in engine.suite.ids() {
             engine.place(id);
@@ -121,7 +181,7 @@ impl Engine {
         &self.suite
     }
 
-    /// Hands out the probes whose turn has come, and gives up those that nobody reported.
+    /// Hands out the probes and fixes whose turn has come, and gives up those that nobody reported.
     pub fn due(&mut self, now: Moment) -> Due {
         let mut news = News::at(now);
         let mut given_up = Vec::new();
@@ -132,16 +192,26 @@ impl Engine {
                 given_up.extend(self.give_up(id, &mut news));
             }
         }
+        let fixes_given_up = self.watch_fixes(&mut news);
+        self.follow_up(&mut news);
+        let fixes = self.start_fixes(&mut news);
+        self.follow_up(&mut news);
         let mut runs = Vec::new();
         while self.has_room()
             && let Some(&(at, id)) = self.queue.first()
             && at <= now
         {
-            runs.push(self.start(id, now));
+            if self.target_is_full(id) {
+                self.park(id, at);
+            } else {
+                runs.push(self.start(id, now));
+            }
         }
         Due {
             runs,
+            fixes,
             given_up,
+            fixes_given_up,
             changes: news.changes,
         }
     }
@@ -167,6 +237,7 @@ impl Engine {
         };
         let mut news = News::at(now);
         self.overdue.remove(&(running.overdue_at, run.check));
+        self.leave_target(run.check);
         let next = match running.soundness {
             Soundness::Spoiled if self.rules.hold(Rule::DropSpoiledResults) => now,
             Soundness::Sound | Soundness::Spoiled => {
@@ -222,6 +293,8 @@ impl Engine {
                     | Verdict::Pass(_)
                     | Verdict::Flaky { .. }
                     | Verdict::Fail(_)
+                    | Verdict::Fixing(_)
+                    | Verdict::GaveUp(_)
                     | Verdict::Blocked(_) => {}
                 }
             }
@@ -236,10 +309,51 @@ impl Engine {
         } else {
             None
         };
+        let fix = self.may_start_fixes().then_some(Moment::from_millis(0));
         turn.into_iter()
             .chain(self.overdue.first())
+            .chain(self.timers.first())
             .map(|&(at, _)| at)
+            .chain(fix)
             .min()
+    }
+
+    /// Whether a probe or a fix was handed out and has not come back.
+    pub fn is_under_way(&self) -> bool {
+        !self.overdue.is_empty() || self.applying > 0
+    }
+
+    fn target_is_full(&self, id: CheckId) -> bool {
+        self.rules.hold(Rule::BoundPerTarget)
+            && self.suite.target(id).is_some_and(|target| {
+                self.targets[target.index()].running >= self.config.most_per_target.get()
+            })
+    }
+
+    fn park(&mut self, id: CheckId, at: Moment) {
+        self.queue.remove(&(at, id));
+        if let Some(target) = self.suite.target(id) {
+            self.targets[target.index()].parked.insert((at, id));
+            self.states[id.index()].spot = Some((Spot::Parked, at));
+        }
+    }
+
+    /// Sends one that is parked where `id` looks back to the queue; it is parked again if there is no room after all.
+    fn unpark_beside(&mut self, id: CheckId) {
+        let Some(target) = self.suite.target(id) else {
+            return;
+        };
+        if let Some((at, parked)) = self.targets[target.index()].parked.pop_first() {
+            self.queue.insert((at, parked));
+            self.states[parked.index()].spot = Some((Spot::Queue, at));
+        }
+    }
+
+    fn leave_target(&mut self, id: CheckId) {
+        if let Some(target) = self.suite.target(id) {
+            self.targets[target.index()].running -= 1;
+        }
+        self.unpark_beside(id);
     }
 
     fn has_room(&self) -> bool {
@@ -261,6 +375,9 @@ impl Engine {
             again: None,
         });
         self.overdue.insert((overdue_at, id));
+        if let Some(target) = self.suite.target(id) {
+            self.targets[target.index()].running += 1;
+        }
         self.place(id);
         Run {
             check: id,
@@ -275,6 +392,7 @@ impl Engine {
             Turn::Waiting { .. } => return None,
         };
         self.overdue.remove(&(running.overdue_at, id));
+        self.leave_target(id);
         let next = match running.soundness {
             // It would not have counted anyway, and the verdict follows from the dependencies.
             Soundness::Spoiled => news.now,
@@ -298,7 +416,7 @@ impl Engine {
     ) -> Moment {
         match observation.outcome {
             Outcome::Passed => self.passed(id, running.attempt, observation, news),
-            Outcome::Failed => self.failed(id, observation, news),
+            Outcome::Failed => self.failed(id, running.attempt, observation, news),
             Outcome::NotRun => self.not_run(
                 id,
                 Unknown::NotRun {
@@ -312,7 +430,12 @@ impl Engine {
 
     /// The moment of the next regular probe.
     fn next_turn(&self, id: CheckId, now: Moment) -> Moment {
-        now.next_slot(self.suite.check(id).every, self.states[id.index()].phase)
+        match self.config.rounds {
+            Rounds::One => Moment::NEVER,
+            Rounds::Endless => {
+                now.next_slot(self.suite.check(id).every, self.states[id.index()].phase)
+            }
+        }
     }
 
     fn wait_until(&mut self, id: CheckId, at: Moment) {
@@ -338,19 +461,31 @@ impl Engine {
         let state = &mut self.states[id.index()];
         let gated = !state.may_run() && self.rules.hold(Rule::RunAfterDependencies);
         let belongs = match state.turn {
-            Turn::Waiting { at } if !gated => Some(at),
+            Turn::Waiting { at } if !gated && at < Moment::NEVER => Some(at),
             Turn::Waiting { .. } | Turn::Running(_) => None,
         };
-        if state.queued == belongs {
+        let spot = state.spot;
+        if spot.map(|(_, at)| at) == belongs {
             return;
         }
-        if let Some(at) = state.queued {
-            self.queue.remove(&(at, id));
-        }
+        state.spot = belongs.map(|at| (Spot::Queue, at));
         if let Some(at) = belongs {
             self.queue.insert((at, id));
         }
-        state.queued = belongs;
+        match spot {
+            None => {}
+            Some((Spot::Queue, at)) => {
+                self.queue.remove(&(at, id));
+                if belongs.is_none() {
+                    self.unpark_beside(id);
+                }
+            }
+            Some((Spot::Parked, at)) => {
+                if let Some(target) = self.suite.target(id) {
+                    self.targets[target.index()].parked.remove(&(at, id));
+                }
+            }
+        }
     }
 }
 

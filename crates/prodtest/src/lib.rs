@@ -14,6 +14,10 @@
 //! - and only if everything it depends on was *seen to pass after it began to fail*. Without this, the check that
 //!   happens to be probed first after a fault takes the blame for the one beneath it.
 //!
+//! A check may have a *fix*. It is applied on confirmed failures only ([`FixRun`]), one at a time to what it changes, and
+//! judged by the check itself, once it has had its time to settle. What flakes too often to be believed is in
+//! quarantine: it reports, and never triggers a fix. What the fix cannot mend is given up, for a person to look at.
+//!
 //! "Not run" is never shown as a pass: it is [`Verdict::Unknown`], and says why.
 
 mod engine;
@@ -26,8 +30,13 @@ mod verdict;
 #[cfg(test)]
 mod simulation;
 
-pub use engine::{Attempt, Due, Engine, EngineConfig, Run, StaleRun};
+pub use engine::{
+    Attempt, Due, Engine, EngineConfig, Fence, FixRun, Rounds, Run, StaleFix, StaleRun,
+};
 pub use history::FlakeRate;
-pub use suite::{Check, CheckId, Suite, SuiteError};
+pub use suite::{Check, CheckId, FixPolicy, Repeatable, Suite, SuiteError};
 pub use time::Moment;
-pub use verdict::{Change, Evidence, Observation, Outcome, Roots, Unknown, Verdict};
+pub use verdict::{
+    Applied, Change, Evidence, FixOutcome, Observation, Outcome, Repair, Roots, Stage, Unknown,
+    Verdict,
+};

@@ -26,6 +26,38 @@ pub(crate) enum Rule {
     RunPromptlyWhenUnblocked,
     /// A probe that nobody reports is given up.
     GiveUpLostRuns,
+    /// No more probes of one target run at once than configured.
+    BoundPerTarget,
+    /// No more fixes are applied at once than configured.
+    BoundFixes,
+    /// A resource is touched by one fix at a time.
+    OneFixPerResource,
+    /// A fix keeps its resource until its check has settled: others would judge what is still starting.
+    HoldWhileSettling,
+    /// Who waited for a resource looks again once it is free: the fix before may have repaired it, too.
+    LookAgainAfterOthers,
+    /// A check is fixed only while all it depends on pass.
+    FixOnlyWithOpenGate,
+    /// A check too flaky to be believed never triggers a fix.
+    QuarantineFlaky,
+    /// After its last attempt a fix is not applied again until the check has passed.
+    LimitAttempts,
+    /// A fix that is not proved to be repeatable has one attempt.
+    LimitUnproved,
+    /// Failures before the settle deadline say nothing about a fix.
+    SettleFirst,
+    /// After an attempt without success the next one waits.
+    BackOff,
+    /// A check that passes has all its attempts again.
+    ForgetAttemptsOnPass,
+    /// A fix that nobody reports is given up.
+    GiveUpLostFixes,
+    /// Each fix has a higher fencing number than all before it.
+    RaiseFence,
+    /// A report of a fix is taken only for the one that is being applied.
+    DropStaleFixes,
+    /// A failure that a fix found nothing to do about, and that is gone, was a flake.
+    CountNeedlessFixes,
 }
 
 /// Which rules hold.
@@ -63,7 +95,7 @@ impl Rules {
 
 #[cfg(test)]
 impl Rule {
-    pub(crate) const ALL: [Rule; 10] = [
+    pub(crate) const ALL: [Rule; 26] = [
         Rule::RunAfterDependencies,
         Rule::BoundConcurrency,
         Rule::ConfirmFailures,
@@ -74,5 +106,21 @@ impl Rule {
         Rule::RetrySoon,
         Rule::RunPromptlyWhenUnblocked,
         Rule::GiveUpLostRuns,
+        Rule::BoundPerTarget,
+        Rule::BoundFixes,
+        Rule::OneFixPerResource,
+        Rule::HoldWhileSettling,
+        Rule::LookAgainAfterOthers,
+        Rule::FixOnlyWithOpenGate,
+        Rule::QuarantineFlaky,
+        Rule::LimitAttempts,
+        Rule::LimitUnproved,
+        Rule::SettleFirst,
+        Rule::BackOff,
+        Rule::ForgetAttemptsOnPass,
+        Rule::GiveUpLostFixes,
+        Rule::RaiseFence,
+        Rule::DropStaleFixes,
+        Rule::CountNeedlessFixes,
     ];
 }

@@ -17,6 +17,41 @@ pub struct Check {
     pub timeout: Duration,
     /// How many failures in a row make a verdict.
     pub confirm: u32,
+    /// What its probe weighs on, in a word of the caller's: of one target only so many are looked at at once.
+    pub target: Option<String>,
+    /// How what it finds may be repaired; none: it only reports.
+    pub fix: Option<FixPolicy>,
+}
+
+/// When to apply the fix of a check, not what it does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FixPolicy {
+    /// What it changes, in a word of the caller's: one fix at a time may touch it.
+    pub resource: String,
+    pub repeatable: Repeatable,
+    /// How often it is applied before it is given up, counted from the last time the check passed. At least 1.
+    pub attempts: u32,
+    /// The longest that applying it may take.
+    pub timeout: Duration,
+    /// How long after it was applied the check may still fail.
+    pub settle: Duration,
+}
+
+impl FixPolicy {
+    /// How often it may be applied until the check passes.
+    pub fn allowed(&self) -> u32 {
+        match self.repeatable {
+            Repeatable::Proved => self.attempts,
+            Repeatable::NotProved => 1,
+        }
+    }
+}
+
+/// Whether applying a fix twice is known to do what applying it once does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repeatable {
+    Proved,
+    NotProved,
 }
 
 impl From<&CheckSpec> for Check {
@@ -27,6 +62,8 @@ impl From<&CheckSpec> for Check {
             every: spec.every,
             timeout: spec.timeout,
             confirm: spec.confirm,
+            target: None,
+            fix: None,
         }
     }
 }
@@ -49,6 +86,44 @@ impl CheckId {
 pub struct Suite {
     nodes: Vec<Node>,
     ids: BTreeMap<CheckName, CheckId>,
+    /// How many different ones there are.
+    targets: u32,
+    resources: u32,
+}
+
+/// A target of this suite, by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct TargetId(u32);
+
+impl TargetId {
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A resource of this suite's fixes, by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ResourceId(u32);
+
+impl ResourceId {
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Gives equal words the same number.
+#[derive(Default)]
+struct Numbers(BTreeMap<String, u32>);
+
+impl Numbers {
+    fn of(&mut self, word: &str) -> u32 {
+        let next = self.0.len() as u32;
+        *self.0.entry(word.to_owned()).or_insert(next)
+    }
+
+    fn count(&self) -> u32 {
+        self.0.len() as u32
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -58,6 +133,8 @@ struct Node {
     needs: Vec<CheckId>,
     /// Each once, ascending.
     dependents: Vec<CheckId>,
+    target: Option<TargetId>,
+    resource: Option<ResourceId>,
 }
 
 /// Why a set of checks is not a suite.
@@ -81,6 +158,8 @@ pub enum SuiteError {
     NeverConfirmed { name: CheckName },
     #[error("check {name} has an interval below one millisecond")]
     NoInterval { name: CheckName },
+    #[error("check {name} has a fix with attempts = 0, which would never be applied; leave it out")]
+    NoAttempts { name: CheckName },
 }
 
 fn path(cycle: &[CheckName]) -> String {
@@ -143,6 +222,22 @@ impl Suite {
         &self.nodes[id.index()].dependents
     }
 
+    pub(crate) fn target(&self, id: CheckId) -> Option<TargetId> {
+        self.nodes[id.index()].target
+    }
+
+    pub(crate) fn targets(&self) -> usize {
+        self.targets as usize
+    }
+
+    pub(crate) fn resource(&self, id: CheckId) -> Option<ResourceId> {
+        self.nodes[id.index()].resource
+    }
+
+    pub(crate) fn resources(&self) -> usize {
+        self.resources as usize
+    }
+
     fn assemble(checks: Vec<Check>, needs: Vec<Vec<usize>>, order: &[usize]) -> Self {
         let mut id_of = vec![CheckId(0); checks.len()];
         for (id, &position) in order.iter().enumerate() {
@@ -150,12 +245,17 @@ impl Suite {
         }
         let mut slots: Vec<Option<Node>> = checks.iter().map(|_| None).collect();
         let mut ids = BTreeMap::new();
+        let (mut targets, mut resources) = (Numbers::default(), Numbers::default());
         for (position, (check, needs)) in checks.into_iter().zip(needs).enumerate() {
             let id = id_of[position];
             ids.insert(check.name.clone(), id);
             let mut needs: Vec<CheckId> = needs.into_iter().map(|need| id_of[need]).collect();
             needs.sort_unstable();
+            let target = check.target.as_deref();
+            let resource = check.fix.as_ref().map(|fix| fix.resource.as_str());
             slots[id.index()] = Some(Node {
+                target: target.map(|word| TargetId(targets.of(word))),
+                resource: resource.map(|word| ResourceId(resources.of(word))),
                 check,
                 needs,
                 dependents: Vec::new(),
@@ -167,7 +267,12 @@ impl Suite {
                 nodes[need.index()].dependents.push(CheckId(index as u32));
             }
         }
-        Self { nodes, ids }
+        Self {
+            nodes,
+            ids,
+            targets: targets.count(),
+            resources: resources.count(),
+        }
     }
 }
 
@@ -182,6 +287,11 @@ fn positions(checks: &[Check]) -> Result<BTreeMap<&CheckName, usize>, SuiteError
         }
         if check.every < Duration::from_millis(1) {
             return Err(SuiteError::NoInterval {
+                name: check.name.clone(),
+            });
+        }
+        if check.fix.as_ref().is_some_and(|fix| fix.attempts == 0) {
+            return Err(SuiteError::NoAttempts {
                 name: check.name.clone(),
             });
         }

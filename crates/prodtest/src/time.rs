@@ -11,6 +11,9 @@ use std::time::Duration;
 pub struct Moment(u64);
 
 impl Moment {
+    /// The end of time: what is due then is never due.
+    pub(crate) const NEVER: Self = Self(u64::MAX);
+
     pub const fn from_millis(millis: u64) -> Self {
         Self(millis)
     }

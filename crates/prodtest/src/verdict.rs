@@ -65,6 +65,10 @@ pub enum Verdict {
     },
     /// Failed, confirmed, and all it depends on passes.
     Fail(Evidence),
+    /// Failed, and its fix is under way.
+    Fixing(Repair),
+    /// Fails still, after its fix was applied as often as it may be. Only a pass gives it new attempts: a person's turn.
+    GaveUp(Repair),
     /// Not run, because something it depends on fails.
     Blocked(Roots),
 }
@@ -77,6 +81,8 @@ impl Verdict {
             Verdict::Pass(_) => "pass",
             Verdict::Flaky { .. } => "flaky",
             Verdict::Fail(_) => "fail",
+            Verdict::Fixing(_) => "fixing",
+            Verdict::GaveUp(_) => "gave-up",
             Verdict::Blocked(_) => "blocked",
         }
     }
@@ -84,7 +90,22 @@ impl Verdict {
     pub fn passes(&self) -> bool {
         match self {
             Verdict::Pass(_) | Verdict::Flaky { .. } => true,
-            Verdict::Unknown(_) | Verdict::Fail(_) | Verdict::Blocked(_) => false,
+            Verdict::Unknown(_)
+            | Verdict::Fail(_)
+            | Verdict::Fixing(_)
+            | Verdict::GaveUp(_)
+            | Verdict::Blocked(_) => false,
+        }
+    }
+
+    /// Whether it fails by itself, so that it may be the root cause of others being blocked.
+    pub fn is_root(&self) -> bool {
+        match self {
+            Verdict::Fail(_) | Verdict::Fixing(_) | Verdict::GaveUp(_) => true,
+            Verdict::Unknown(_)
+            | Verdict::Pass(_)
+            | Verdict::Flaky { .. }
+            | Verdict::Blocked(_) => false,
         }
     }
 
@@ -93,6 +114,7 @@ impl Verdict {
             Verdict::Pass(evidence) | Verdict::Flaky { evidence, .. } | Verdict::Fail(evidence) => {
                 Some(evidence)
             }
+            Verdict::Fixing(repair) | Verdict::GaveUp(repair) => Some(&repair.evidence),
             Verdict::Unknown(_) | Verdict::Blocked(_) => None,
         }
     }
@@ -102,7 +124,11 @@ impl Verdict {
         match (self, next) {
             (Verdict::Pass(_), Verdict::Pass(_))
             | (Verdict::Flaky { .. }, Verdict::Flaky { .. })
-            | (Verdict::Fail(_), Verdict::Fail(_)) => false,
+            | (Verdict::Fail(_), Verdict::Fail(_))
+            | (Verdict::GaveUp(_), Verdict::GaveUp(_)) => false,
+            (Verdict::Fixing(before), Verdict::Fixing(after)) => {
+                (before.stage, before.applied) != (after.stage, after.applied)
+            }
             (Verdict::Blocked(before), Verdict::Blocked(after)) => before != after,
             (Verdict::Unknown(before), Verdict::Unknown(after)) => {
                 std::mem::discriminant(before) != std::mem::discriminant(after)
@@ -112,11 +138,76 @@ impl Verdict {
                 | Verdict::Pass(_)
                 | Verdict::Flaky { .. }
                 | Verdict::Fail(_)
+                | Verdict::Fixing(_)
+                | Verdict::GaveUp(_)
                 | Verdict::Blocked(_),
                 _,
             ) => true,
         }
     }
+}
+
+/// How the repair of a check stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repair {
+    /// Of the latest failure.
+    pub evidence: Evidence,
+    /// How often the fix was applied since the check passed last; includes the one under way.
+    pub applied: u32,
+    pub stage: Stage,
+    /// What the latest fix reported, for people; empty before it did.
+    pub said: String,
+}
+
+/// Where a repair is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The fix waits for what it changes to be free, or for room.
+    Queued,
+    /// What it changes was just changed by another check's fix, or something beneath it stirred: first it is looked
+    /// at again.
+    LookingAgain,
+    Applying,
+    /// Applied; failures do not count until then.
+    Settling {
+        until: Moment,
+    },
+    /// Applied without success; not again before then.
+    BackingOff {
+        until: Moment,
+    },
+    /// Was applied as often as it may be.
+    Over,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Stage::Queued => "its fix waits for its turn",
+            Stage::LookingAgain => "is looked at again before it is fixed",
+            Stage::Applying => "its fix is being applied",
+            Stage::Settling { until: _ } => "was fixed and settles",
+            Stage::BackingOff { until: _ } => "its fix did not help and is tried again later",
+            Stage::Over => "its fix did not help and is not tried again",
+        })
+    }
+}
+
+/// What came of applying a fix, as the one who applied it reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    pub outcome: FixOutcome,
+    /// What was done, or what went wrong, for people.
+    pub said: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FixOutcome {
+    Changed,
+    /// All was already as it should be.
+    Unchanged,
+    /// It could not do what it should; some of it may be done.
+    Failed,
 }
 
 /// Why nothing is believed of a check.

@@ -94,4 +94,9 @@ pub enum Event {
     Service {
         body: serde_json::Value,
     },
+    /// A passing word of the same (a keeper's sign of life): it changes nothing of what was pushed before, and is told once to
+    /// those who listen now. Agents that do not know it pass over it.
+    Sign {
+        body: serde_json::Value,
+    },
 }

@@ -181,6 +181,7 @@ impl Procedure for TurnProcedure {
                 Direction::Up => {
                     seen.state == ServiceState::Up as i32
                         || seen.state == ServiceState::Degraded as i32
+                        || seen.state == ServiceState::Updating as i32
                 }
                 Direction::Down => seen.state == ServiceState::Down as i32,
             };

@@ -8,5 +8,6 @@
 mod bad_input;
 mod cells;
 mod deaths;
+mod machines;
 mod people;
 mod shop;

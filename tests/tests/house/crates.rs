@@ -17,14 +17,18 @@ const FLOORS: [&[&str]; 6] = [
         "api",
         "store",
     ],
-    &["probes", "supervisor", "sql", "ops", "turnup", "jobs"],
+    &["probes", "checks", "supervisor", "sql", "ops", "turnup", "jobs"],
     &["agent", "controller"],
     &["cell"],
     &["cli"],
 ];
 
 /// Arrows within one floor, each with its reason in ARCHITECTURE.md.
-const BESIDE: [(&str, &str); 2] = [("sql", "supervisor"), ("turnup", "ops")];
+const BESIDE: [(&str, &str); 3] = [
+    ("sql", "supervisor"),
+    ("turnup", "ops"),
+    ("checks", "probes"),
+];
 
 /// Not part of the product: nothing of ours may use them.
 const OUTSIDE: [&str; 3] = ["examples/shop", "tests", "bench"];

@@ -98,7 +98,9 @@ fn probe(mut reader: Reader<'_, '_, '_>, item: usize) -> Option<ProbeDraft> {
         | Builder::Package
         | Builder::Job
         | Builder::SqlCluster
-        | Builder::Check => return None,
+        | Builder::Check
+        | Builder::SiteCheck
+        | Builder::Library(_) => return None,
     };
     Some(ProbeDraft {
         spec,

@@ -1,19 +1,24 @@
 //! The builders as Starlark sees them, and Starlark's values as plain data.
 
 use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
+use allocative::Allocative;
 use starlark::any::ProvidesStaticType;
-use starlark::collections::SmallMap;
 use starlark::environment::GlobalsBuilder;
-use starlark::eval::Evaluator;
-use starlark::starlark_module;
+use starlark::eval::{Arguments, Evaluator};
+use starlark::starlark_simple_value;
 use starlark::values::dict::DictRef;
 use starlark::values::float::StarlarkFloat;
 use starlark::values::list::ListRef;
 use starlark::values::structs::{AllocStruct, StructRef};
-use starlark::values::tuple::{TupleRef, UnpackTuple};
-use starlark::values::{UnpackValue, Value, ValueLike};
+use starlark::values::tuple::TupleRef;
+use starlark::values::{
+    Heap, NoSerialize, StarlarkValue, UnpackValue, Value, ValueLike, starlark_value,
+};
 
+use super::Language;
 use super::span_of;
 use crate::item::{Argument, Builder, Datum, Item};
 
@@ -22,6 +27,149 @@ use crate::item::{Argument, Builder, Datum, Item};
 pub(super) struct Collector {
     pub(super) items: RefCell<Vec<Item>>,
     pub(super) most: usize,
+    /// What the file can ask for with `parameter()`.
+    pub(super) parameters: BTreeMap<String, String>,
+    /// Those it asked for.
+    pub(super) asked: RefCell<BTreeSet<String>>,
+}
+
+/// Makes the functions of a language known.
+pub(super) fn functions(globals: &mut GlobalsBuilder, language: &Language) {
+    for builder in language.builders() {
+        let function = Function {
+            does: Does::Note(builder),
+        };
+        globals.set(builder.name(), function);
+    }
+    if let Language::Site { .. } = language {
+        let function = Function {
+            does: Does::Parameter,
+        };
+        globals.set(PARAMETER, function);
+    }
+}
+
+pub(super) const PARAMETER: &str = "parameter";
+
+/// A function of ours as Starlark sees it. What it takes is in tables, so that none has to be written by hand.
+#[derive(Debug, ProvidesStaticType, NoSerialize, Allocative)]
+struct Function {
+    #[allocative(skip)]
+    does: Does,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Does {
+    Note(Builder),
+    Parameter,
+}
+
+starlark_simple_value!(Function);
+
+impl fmt::Display for Function {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.does {
+            Does::Note(builder) => builder.name(),
+            Does::Parameter => PARAMETER,
+        })
+    }
+}
+
+#[starlark_value(type = "function")]
+impl<'v> StarlarkValue<'v> for Function {
+    fn invoke(
+        &self,
+        _me: Value<'v>,
+        arguments: &Arguments<'v, '_>,
+        evaluator: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<Value<'v>> {
+        let given = Given::of(arguments, evaluator.heap())?;
+        let answer = match self.does {
+            Does::Note(builder) => note(builder, &given, evaluator),
+            Does::Parameter => parameter(&given, evaluator),
+        };
+        answer.map_err(starlark::Error::new_other)
+    }
+}
+
+/// The arguments of a call.
+struct Given<'v> {
+    positional: Vec<Value<'v>>,
+    named: Vec<(String, Value<'v>)>,
+}
+
+impl<'v> Given<'v> {
+    fn of(arguments: &Arguments<'v, '_>, heap: Heap<'v>) -> starlark::Result<Self> {
+        let names = arguments.names_map()?;
+        let named = names
+            .iter()
+            .map(|(name, value)| (name.as_str().to_owned(), *value));
+        Ok(Self {
+            positional: arguments.positions(heap)?.collect(),
+            named: named.collect(),
+        })
+    }
+
+    fn get(&self, position: usize, name: &str) -> Option<Value<'v>> {
+        let named = self.named.iter().find(|(given, _)| given == name);
+        self.positional
+            .get(position)
+            .copied()
+            .or(named.map(|(_, value)| *value))
+    }
+}
+
+/// `parameter("name", default)`: what was said on the command line, in the type of the default.
+fn parameter<'v>(
+    given: &Given<'v>,
+    evaluator: &mut Evaluator<'v, '_, '_>,
+) -> anyhow::Result<Value<'v>> {
+    let collector = collector(evaluator)?;
+    let known = ["name", "default"];
+    let unknown = given
+        .named
+        .iter()
+        .find(|(name, _)| !known.contains(&name.as_str()));
+    if unknown.is_some() || given.positional.len() > known.len() {
+        anyhow::bail!("{PARAMETER}() takes a name and a default");
+    }
+    let name = given.get(0, "name").and_then(|name| name.unpack_str());
+    let Some(name) = name else {
+        anyhow::bail!("{PARAMETER}() needs the argument 'name', a string");
+    };
+    collector.asked.borrow_mut().insert(name.to_owned());
+    let default = given.get(1, "default");
+    let Some(text) = collector.parameters.get(name) else {
+        return default.ok_or_else(|| {
+            anyhow::anyhow!(
+                "the parameter '{name}' has no default and was not set; add --set {name}=VALUE"
+            )
+        });
+    };
+    let heap = evaluator.heap();
+    match default.map(|default| datum(default, 0)) {
+        Some(Datum::Int(_)) => match text.parse::<i64>() {
+            Ok(number) => Ok(heap.alloc(number)),
+            Err(_) => anyhow::bail!("the parameter '{name}' must be a whole number, not '{text}'"),
+        },
+        Some(Datum::Bool(_)) => match text.as_str() {
+            "true" | "True" => Ok(Value::new_bool(true)),
+            "false" | "False" => Ok(Value::new_bool(false)),
+            _ => anyhow::bail!("the parameter '{name}' must be true or false, not '{text}'"),
+        },
+        Some(Datum::List(_)) => {
+            let parts = text.split(',').filter(|part| !part.is_empty());
+            Ok(heap.alloc(parts.collect::<Vec<_>>()))
+        }
+        Some(_) | None => Ok(heap.alloc(text.as_str())),
+    }
+}
+
+fn collector<'a>(evaluator: &Evaluator<'_, 'a, '_>) -> anyhow::Result<&'a Collector> {
+    evaluator
+        .extra
+        .and_then(|extra| extra.downcast_ref::<Collector>())
+        .ok_or_else(|| anyhow::anyhow!("the collector is not set"))
 }
 
 /// How deep a value that a cell file builds may be nested. Arguments need two.
@@ -70,40 +218,33 @@ fn probe_of(value: Value<'_>) -> Option<usize> {
     usize::try_from(index).ok()
 }
 
-type Positional<'v> = UnpackTuple<Value<'v>>;
-type Named<'v> = SmallMap<String, Value<'v>>;
-
 /// Notes a call. Answers the name that was given, so that `web = job("web", …)` can be used where a name is wanted; for
 /// a probe, the probe.
 fn note<'v>(
     builder: Builder,
-    positional: Positional<'v>,
-    named: Named<'v>,
+    given: &Given<'v>,
     evaluator: &mut Evaluator<'v, '_, '_>,
 ) -> anyhow::Result<Value<'v>> {
-    let collector = evaluator
-        .extra
-        .and_then(|extra| extra.downcast_ref::<Collector>())
-        .ok_or_else(|| anyhow::anyhow!("the collector is not set"))?;
+    let collector = collector(evaluator)?;
     let parameters = builder.parameters();
-    if positional.items.len() > builder.positional() {
+    if given.positional.len() > builder.positional() {
         anyhow::bail!(
             "{}() takes {} argument{} without a name, got {}; name the others",
             builder.name(),
             builder.positional(),
             if builder.positional() == 1 { "" } else { "s" },
-            positional.items.len(),
+            given.positional.len(),
         );
     }
     let mut arguments = Vec::new();
-    for (position, value) in positional.items.iter().enumerate() {
+    for (position, value) in given.positional.iter().enumerate() {
         arguments.push(Argument {
             name: parameters[position].to_owned(),
             position: Some(position),
             value: datum(*value, 0),
         });
     }
-    for (name, value) in &named {
+    for (name, value) in &given.named {
         if arguments.iter().any(|argument| argument.name == *name) {
             anyhow::bail!("{}() was given '{name}' twice", builder.name());
         }
@@ -142,43 +283,4 @@ fn note<'v>(
         return Ok(evaluator.heap().alloc(AllocStruct([(PROBE_FIELD, index)])));
     }
     Ok(answer)
-}
-
-// One builder a line or two: what they have in common is `note`.
-#[starlark_module]
-#[rustfmt::skip]
-pub(super) fn builders(globals: &mut GlobalsBuilder) {
-    fn cell<'v>(#[starlark(args)] a: Positional<'v>, #[starlark(kwargs)] k: Named<'v>, eval: &mut Evaluator<'v, '_, '_>) -> anyhow::Result<Value<'v>> {
-        note(Builder::Cell, a, k, eval)
-    }
-    fn machine<'v>(#[starlark(args)] a: Positional<'v>, #[starlark(kwargs)] k: Named<'v>, eval: &mut Evaluator<'v, '_, '_>) -> anyhow::Result<Value<'v>> {
-        note(Builder::Machine, a, k, eval)
-    }
-    fn package<'v>(#[starlark(args)] a: Positional<'v>, #[starlark(kwargs)] k: Named<'v>, eval: &mut Evaluator<'v, '_, '_>) -> anyhow::Result<Value<'v>> {
-        note(Builder::Package, a, k, eval)
-    }
-    fn job<'v>(#[starlark(args)] a: Positional<'v>, #[starlark(kwargs)] k: Named<'v>, eval: &mut Evaluator<'v, '_, '_>) -> anyhow::Result<Value<'v>> {
-        note(Builder::Job, a, k, eval)
-    }
-    fn sql_cluster<'v>(#[starlark(args)] a: Positional<'v>, #[starlark(kwargs)] k: Named<'v>, eval: &mut Evaluator<'v, '_, '_>) -> anyhow::Result<Value<'v>> {
-        note(Builder::SqlCluster, a, k, eval)
-    }
-    fn check<'v>(#[starlark(args)] a: Positional<'v>, #[starlark(kwargs)] k: Named<'v>, eval: &mut Evaluator<'v, '_, '_>) -> anyhow::Result<Value<'v>> {
-        note(Builder::Check, a, k, eval)
-    }
-    fn tcp<'v>(#[starlark(args)] a: Positional<'v>, #[starlark(kwargs)] k: Named<'v>, eval: &mut Evaluator<'v, '_, '_>) -> anyhow::Result<Value<'v>> {
-        note(Builder::Tcp, a, k, eval)
-    }
-    fn http<'v>(#[starlark(args)] a: Positional<'v>, #[starlark(kwargs)] k: Named<'v>, eval: &mut Evaluator<'v, '_, '_>) -> anyhow::Result<Value<'v>> {
-        note(Builder::Http, a, k, eval)
-    }
-    fn sql<'v>(#[starlark(args)] a: Positional<'v>, #[starlark(kwargs)] k: Named<'v>, eval: &mut Evaluator<'v, '_, '_>) -> anyhow::Result<Value<'v>> {
-        note(Builder::Sql, a, k, eval)
-    }
-    fn command<'v>(#[starlark(args)] a: Positional<'v>, #[starlark(kwargs)] k: Named<'v>, eval: &mut Evaluator<'v, '_, '_>) -> anyhow::Result<Value<'v>> {
-        note(Builder::Command, a, k, eval)
-    }
-    fn tasks<'v>(#[starlark(args)] a: Positional<'v>, #[starlark(kwargs)] k: Named<'v>, eval: &mut Evaluator<'v, '_, '_>) -> anyhow::Result<Value<'v>> {
-        note(Builder::Tasks, a, k, eval)
-    }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// A cycle, as a path whose last name is its first; none when there is none. Edges to unknown names do not count.
 ///
 /// Without recursion: a chain of names in a cell file may be as long as the file.
-pub(super) fn cycle<'a>(edges: &[(&'a str, Vec<&'a str>)]) -> Option<Vec<&'a str>> {
+pub(crate) fn cycle<'a>(edges: &[(&'a str, Vec<&'a str>)]) -> Option<Vec<&'a str>> {
     let mut left: BTreeMap<&str, Vec<&str>> = edges.iter().cloned().collect();
     // Take away, again and again, what points at nothing that is left. What cannot be taken away leads into a cycle.
     let mut pointed_at_by: BTreeMap<&str, Vec<&str>> = BTreeMap::new();

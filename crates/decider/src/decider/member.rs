@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use homeostat_model::{Epoch, RecordVersion, Sequence};
 
-use crate::proof::{Demoted, FenceProof, KnownLog};
+use crate::proof::{Demoted, FenceProof, KnownLog, Revocation};
 use crate::{
-    Acker, KeeperIncarnation, MemberId, MemberReport, Now, OrderOutcome, Receiver, Record,
-    ServerFacts, ServerState, Verb,
+    Acker, KeeperIncarnation, LeaseRequest, MemberId, MemberReport, Now, OrderOutcome, Receiver,
+    Record, ServerFacts, ServerState, Verb,
 };
 
 /// An order on its way. At most one per member.
@@ -22,6 +22,11 @@ pub(super) struct Outstanding {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Member {
     pub(super) reachable: bool,
+    /// When its keeper was last heard, on the decider's clock.
+    pub(super) heard_at: Option<Now>,
+    /// Since when its reports come one after the other. The first ones after a gap may be what its connection held back: true
+    /// once, and old.
+    pub(super) steady_since: Option<Now>,
     /// The last report, with the replies since applied to it.
     pub(super) report: Option<MemberReport>,
     pub(super) order: Option<Outstanding>,
@@ -33,6 +38,8 @@ pub(super) struct Member {
     pub(super) needs_read: u64,
     /// Since when it has not been a working replica; `None` while it is one.
     pub(super) away_since: Option<Now>,
+    /// It asks for a lease, to be granted by this look at the record or a later one.
+    pub(super) lease: Option<(LeaseRequest, u64)>,
 }
 
 impl Member {
@@ -47,6 +54,11 @@ impl Member {
             ServerState::Up { facts, .. } => Some(facts),
             ServerState::Down { .. } | ServerState::Starting { .. } => None,
         }
+    }
+
+    /// Open for writes as last reported: the holder, or a former one that does not know better yet.
+    pub(super) fn is_open(&self) -> bool {
+        self.facts().is_some_and(|facts| !facts.read_only)
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -108,7 +120,7 @@ impl Member {
             return;
         };
         match (verb, outcome) {
-            (Verb::StopReceiving, OrderOutcome::Stopped { received }) => {
+            (Verb::StopReceiving, OrderOutcome::Stopped { received, drained }) => {
                 if let Receiver::Running {
                     source, applying, ..
                 } = &facts.receiver
@@ -119,6 +131,7 @@ impl Member {
                     };
                 }
                 facts.received = *received;
+                facts.applied = drained.unwrap_or(facts.applied);
             }
             (Verb::Drain, OrderOutcome::Drained { applied }) => {
                 facts.needs_salvage = false;
@@ -179,6 +192,8 @@ pub(super) struct Gathered {
     pub(super) demote_failed: BTreeSet<MemberId>,
     /// Their IO is verified stopped under this record.
     pub(super) stopped: BTreeMap<MemberId, KeeperIncarnation>,
+    /// Acknowledge nothing more for the ended epoch; stays true whatever becomes of their servers.
+    pub(super) revoked: BTreeMap<MemberId, Revocation>,
     pub(super) logs: BTreeMap<MemberId, KnownLog>,
     pub(super) taken_over: bool,
     /// Source named and flag set under this record.

@@ -6,7 +6,7 @@ use homeostat_model::Term;
 use super::member::Gathered;
 use super::words::{name_of, summary};
 use super::{Decider, Standing};
-use crate::proof::{Demoted, KnownLog};
+use crate::proof::{Demoted, KnownLog, Revocation};
 use crate::rules::Mutation;
 use crate::{
     CasOutcome, Effect, Evidence, LogEnd, LogOrder, MemberId, MemberReport, NoteEvent,
@@ -100,7 +100,9 @@ impl Decider {
     }
 
     pub(super) fn reported(&mut self, report: MemberReport) {
-        let looks = self.looks_begun;
+        let (looks, now) = (self.looks_begun, self.now);
+        let gap = self.config.pulse.saturating_mul(3);
+        let backlog_believed = self.rules.broken(Mutation::BacklogBelieved);
         let Some(known) = self.members.get_mut(&report.member) else {
             return;
         };
@@ -114,6 +116,11 @@ impl Decider {
             self.gathered.forget(&report.member);
         }
         known.reachable = true;
+        let steady = known.heard_at.is_some_and(|at| now.since(at) <= gap);
+        if !steady && !backlog_believed {
+            known.steady_since = Some(now);
+        }
+        known.heard_at = Some(now);
         known.report = Some(report);
     }
 
@@ -173,8 +180,11 @@ impl Decider {
         let member = reply.member.clone();
         let gathered = &mut self.gathered;
         match &reply.outcome {
-            OrderOutcome::Stopped { received } => {
+            OrderOutcome::Stopped { received, drained } => {
                 gathered.stopped.insert(member.clone(), reply.incarnation);
+                gathered
+                    .revoked
+                    .insert(member.clone(), Revocation::IoStopped);
                 let received = match received {
                     None if self.rules.broken(Mutation::EmptyReceivedAsZero) => Some(LogEnd::EMPTY),
                     None => None,
@@ -185,7 +195,7 @@ impl Decider {
                         member,
                         KnownLog {
                             received,
-                            drained: None,
+                            drained: *drained,
                         },
                     );
                 }

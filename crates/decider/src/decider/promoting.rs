@@ -3,7 +3,10 @@
 //! N takes over while A' is pointed at it; each acker is let in as it answers; the barrier goes out as soon as enough
 //! are let in, and is acknowledged when the first of them receives it.
 
+use homeostat_model::Reads;
+
 use super::Decider;
+use super::member::Member;
 use crate::rules::Mutation;
 use crate::{
     Acker, Evidence, MemberId, Phase, Record, Recovery, ServerState, Source, Verb, Wait, proof,
@@ -19,8 +22,15 @@ impl Decider {
             self.end_epoch(record, Evidence::ServerExited { holder });
             return;
         }
+        if let Some(evidence) = self.holder_at_fault(record) {
+            self.end_epoch(record, evidence);
+            return;
+        }
+        self.count_leases_down(record);
+        self.close_former(record);
         let barrier = self.gathered.barrier.or_else(|| {
-            known
+            self.members
+                .get(&holder)?
                 .facts()
                 .and_then(|facts| facts.barrier)
                 .filter(|epoch| *epoch == record.epoch)
@@ -95,6 +105,9 @@ impl Decider {
             if self.rules.broken(Mutation::OpenBeforeServing) {
                 self.order(record, holder, Verb::Open);
             }
+            if self.former_may_be_read(record) {
+                return;
+            }
             self.order(record, holder, Verb::Barrier);
         } else {
             let why = record
@@ -106,6 +119,63 @@ impl Decider {
                 holder: holder.clone(),
                 why,
             });
+        }
+    }
+
+    /// A former holder that was fenced at its ackers may be alive, with clients that read there. Once it is heard it is
+    /// ended; its tail is dropped by a restart when the new epoch serves.
+    pub(super) fn close_former(&mut self, record: &Record) {
+        let open: Vec<MemberId> = self
+            .members
+            .iter()
+            .filter(|(member, known)| **member != record.holder && known.is_open())
+            .map(|(member, _)| member.clone())
+            .collect();
+        for member in open {
+            self.order(record, &member, Verb::Kill);
+        }
+    }
+
+    /// `reads = "strict"`: the new primary acknowledges nothing before every former holder is known to be closed, or its
+    /// lease has ended. That takes nothing from the fence; it ends stale reads.
+    fn former_may_be_read(&mut self, record: &Record) -> bool {
+        let strict = match self.config.reads {
+            Reads::Strict => !self.rules.broken(Mutation::StrictWithoutExpiry),
+            Reads::Bounded => false,
+        };
+        if !strict {
+            return false;
+        }
+        let mut waits = false;
+        for of in &record.unclosed {
+            let closed = |known: &Member| {
+                let newer = known
+                    .persisted()
+                    .is_some_and(|persisted| persisted.epoch > of.epoch);
+                newer && (known.is_down() || (known.is_up() && !known.is_open()))
+            };
+            if of.holder == record.holder || self.members.get(&of.holder).is_some_and(closed) {
+                continue;
+            }
+            let expiry = self.expiries.get(&of.epoch).copied();
+            if let Some(expiry) = expiry.filter(|expiry| *expiry > self.now) {
+                self.wake_after(expiry.since(self.now));
+                self.waits.push(Wait::Expiry {
+                    holder: of.holder.clone(),
+                    epoch: of.epoch,
+                });
+                waits = true;
+            }
+        }
+        waits
+    }
+
+    /// A leader that found the record like this does not know since when no lease was granted to the holders before: since
+    /// now at the latest, for it looked at the record before.
+    fn count_leases_down(&mut self, record: &Record) {
+        let from_now = self.now.after(self.config.expiry());
+        for of in &record.unclosed {
+            self.expiries.entry(of.epoch).or_insert(from_now);
         }
     }
 

@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Decider;
-use crate::proof::{self, CompleteProof, FenceProof, KnownLog, Premise};
+use super::member::Member;
+use super::sight::Sight;
+use crate::proof::{self, CompleteProof, FenceProof, KnownLog, Premise, Revocation};
 use crate::rules::Mutation;
 use crate::{LogOrder, MemberId, NoteEvent, Record, Recovery, Unclosed, Verb, Wait};
 
@@ -37,14 +39,11 @@ impl Decider {
         let mut why = BTreeMap::new();
         let choice = self.choose(record, &mut why);
         let Some(fence) = self.gathered.fence.clone() else {
-            if !self
-                .members
-                .get(&record.holder)
-                .is_some_and(|holder| holder.reachable)
-            {
+            if self.sight(&record.holder) == Sight::Silent {
                 self.waits.push(Wait::Fence {
                     holder: record.holder.clone(),
                     epoch: record.ended(),
+                    missing: self.ackers_out_of_sight(record),
                 });
             }
             return;
@@ -80,6 +79,18 @@ impl Decider {
         if self.gathered.fence.is_some() {
             return;
         }
+        for member in &record.ackers {
+            let knows = |known: &&Member| {
+                known.is_down()
+                    && known
+                        .persisted()
+                        .is_some_and(|persisted| persisted.epoch >= record.epoch)
+            };
+            if self.members.get(member).filter(knows).is_some() {
+                let revoked = &mut self.gathered.revoked;
+                revoked.entry(member.clone()).or_insert(Revocation::Exited);
+            }
+        }
         let report = self
             .members
             .get(&record.holder)
@@ -87,8 +98,13 @@ impl Decider {
         let fence = report
             .and_then(|report| FenceProof::exited(record, report))
             .or_else(|| FenceProof::demoted(record, self.gathered.demoted.as_ref()?))
+            .or_else(|| FenceProof::revoked(self.rules, record, &self.gathered.revoked))
             .or_else(|| FenceProof::assumed(self.rules, record));
         if let Some(fence) = fence {
+            if fence.leaves_it_open() {
+                let expiry = self.now.after(self.config.expiry());
+                self.expiries.insert(record.ended(), expiry);
+            }
             self.note(
                 Some(record.clone()),
                 NoteEvent::Fence {
@@ -108,32 +124,35 @@ impl Decider {
         if self.rules.broken(Mutation::NoFence) {
             return true;
         }
-        let (up, down) = (known.is_up(), known.is_down());
         let lagging = known
             .persisted()
             .is_none_or(|persisted| persisted.rank() < record.rank());
-        if !known.reachable {
-            // Unless it is fenced already it may well be serving: its ackers are left to it.
-            return self.gathered.fence.is_some();
-        }
-        if down {
-            if self.gathered.fence.is_none() || lagging {
-                self.order(record, &holder, Verb::Learn);
-            } else if self.should_restart_in_place(record) {
-                let recovery = match self.rules.broken(Mutation::HolderRestartedWithWrongRole) {
-                    false => Recovery::KeepTail,
-                    true => Recovery::DropTail,
-                };
-                self.order(record, &holder, Verb::Start { recovery });
+        match self.sight(&holder) {
+            Sight::Silent => return self.fence_silent_holder(record, &holder),
+            Sight::Down => {
+                if self.gathered.fence.is_none() || lagging {
+                    self.order(record, &holder, Verb::Learn);
+                } else if self.should_restart_in_place(record) {
+                    let recovery = match self.rules.broken(Mutation::HolderRestartedWithWrongRole) {
+                        false => Recovery::KeepTail,
+                        true => Recovery::DropTail,
+                    };
+                    self.order(record, &holder, Verb::Start { recovery });
+                }
+                return true;
             }
-            return true;
-        }
-        if !up {
-            self.waits.push(Wait::Order {
-                member: holder,
-                order: "start".to_owned(),
-            });
-            return true;
+            Sight::Starting => {
+                self.waits.push(Wait::Order {
+                    member: holder,
+                    order: "start".to_owned(),
+                });
+                return true;
+            }
+            Sight::Hung => {
+                self.order(record, &holder, Verb::Kill);
+                return true;
+            }
+            Sight::Well => {}
         }
         if self.gathered.demoted.is_some() {
             return true;
@@ -161,6 +180,27 @@ impl Decider {
         };
         self.order(record, &holder, verb);
         !tries_left
+    }
+
+    /// It may well be serving, out of sight. Its ackers are left to it unless it is certain to be fenced by them: that is
+    /// when all of them are in sight and it has been silent for H, which a new leader waits for too. It is told to end
+    /// all the same, in case only its answers are lost.
+    fn fence_silent_holder(&mut self, record: &Record, holder: &MemberId) -> bool {
+        if self.gathered.fence.is_some() {
+            return true;
+        }
+        let silent = self
+            .silent_for(holder)
+            .is_some_and(|silent| silent >= self.silence());
+        let revocable = silent && self.ackers_out_of_sight(record).is_empty();
+        let connected = self
+            .members
+            .get(holder)
+            .is_some_and(|known| known.reachable);
+        if revocable && connected {
+            self.order(record, holder, Verb::Kill);
+        }
+        revocable
     }
 
     /// Stops every other reachable member's IO, then drains it; starts (closed) those whose logs may be needed.
@@ -194,6 +234,11 @@ impl Decider {
                 continue;
             }
             if !known.is_up() {
+                continue;
+            }
+            if known.is_open() {
+                // A former holder that was cut off and is back: alive, and with commits that nobody acknowledges.
+                self.order(record, &member, Verb::Kill);
                 continue;
             }
             let log = self.gathered.logs.get(&member);
@@ -242,11 +287,7 @@ impl Decider {
     /// Restarting the holder in place brings its tail back for good, so it is done only when no acker will do: one that
     /// is needed is not up, or all were read and none is complete or none has anybody to acknowledge for it.
     fn should_restart_in_place(&self, record: &Record) -> bool {
-        let up = |member: &MemberId| {
-            self.members
-                .get(member)
-                .is_some_and(|known| known.reachable && known.is_up())
-        };
+        let up = |member: &MemberId| self.sight(member) == Sight::Well;
         let hopeful = record.ackers.iter().all(up) && !record.ackers.is_empty();
         let read = |member: &&MemberId| {
             self.gathered
@@ -303,11 +344,7 @@ impl Decider {
 
     /// Reachable members with a running server, the preferred one first.
     fn candidates(&self, record: &Record) -> Vec<MemberId> {
-        let up = |member: &&MemberId| {
-            self.members
-                .get(*member)
-                .is_some_and(|known| known.reachable && known.is_up())
-        };
+        let up = |member: &&MemberId| self.sight(member) == Sight::Well;
         let mut list: Vec<MemberId> = self.by_rack(
             &record.holder,
             self.members.keys().filter(up).cloned().collect(),
@@ -343,6 +380,8 @@ impl Decider {
     /// The fenced holder was, or is being, restarted in place. From then on its tail is part of what it serves and no
     /// recovery can drop it: electing another member now, who has all that was acknowledged but not that tail, would
     /// leave the old holder with a history that nobody else has. So it is waited for; if it ends again, others may be taken.
+    ///
+    /// One that never exited, but was fenced at its ackers, is not waited for: it is killed, and its tail can be dropped.
     fn holder_comes_back(&self, record: &Record) -> bool {
         let Some(holder) = self.members.get(&record.holder) else {
             return false;
@@ -351,7 +390,16 @@ impl Decider {
             .order
             .as_ref()
             .is_some_and(|order| matches!(order.verb, Verb::Start { .. }));
-        holder.reachable && self.gathered.fence.is_some() && (starts || !holder.is_down())
+        let same_server = holder
+            .facts()
+            .is_some_and(|facts| facts.barrier == Some(record.ended()));
+        let back = match self.sight(&record.holder) {
+            Sight::Starting => true,
+            Sight::Well => !same_server || self.gathered.demoted.is_some(),
+            Sight::Down => starts,
+            Sight::Silent | Sight::Hung => false,
+        };
+        self.gathered.fence.is_some() && back
     }
 
     /// Proofs that `member` has every acknowledged write of the ended epoch and of each unclosed one.
@@ -395,7 +443,9 @@ impl Decider {
         {
             let log = self.gathered.logs.get(member);
             let reason = match log {
-                Some(_) if !known.reachable => "its keeper is silent".to_owned(),
+                Some(_) if self.sight(member) != Sight::Well => {
+                    "it is not in sight, or hangs".to_owned()
+                }
                 Some(log) if self.contained(record, member, log, &whole) => {
                     ready.push(member.clone());
                     continue;

@@ -1,6 +1,7 @@
 //! `Serving(e)`: keep the holder open, every other member replicating from it, and A at its size. And end the epoch the
 //! moment its holder's server is known to have exited, or when a switchover is asked for.
 
+use super::sight::Sight;
 use super::{Decider, Switchover};
 use crate::rules::Mutation;
 use crate::{
@@ -31,8 +32,27 @@ impl Decider {
                 return;
             }
         }
+        if let Some(evidence) = self.holder_at_fault(record) {
+            self.end_epoch(record, evidence);
+            return;
+        }
+        if self.sight(&holder) == Sight::Silent {
+            self.waits.push(Wait::Member {
+                member: holder.clone(),
+            });
+        }
+        self.expiries.clear();
         self.watch_health(record);
         if !self.keep_open(record, &holder) {
+            return;
+        }
+        self.close_former(record);
+        let settled = self
+            .changed_at
+            .unwrap_or_default()
+            .after(self.config.settle);
+        if self.changed_at.is_some() && self.now < settled {
+            self.wake_after(settled.since(self.now));
             return;
         }
         let others: Vec<MemberId> = self
@@ -86,6 +106,7 @@ impl Decider {
     fn opened(&mut self, record: &Record, holder: &MemberId) {
         self.tell_endpoints(record, Some(holder.clone()));
         if let Some(since) = self.changing_since.take() {
+            self.changed_at = Some(self.now);
             let took = self.now.since(since);
             self.note(
                 Some(record.clone()),
@@ -115,8 +136,14 @@ impl Decider {
     /// Since when each acker has not been receiving, for the choice of whom to replace.
     fn watch_health(&mut self, record: &Record) {
         let now = self.now;
-        for known in self.members.values_mut() {
-            let working = known.reachable
+        let well: Vec<MemberId> = self
+            .members
+            .keys()
+            .filter(|member| self.sight(member) == Sight::Well)
+            .cloned()
+            .collect();
+        for (member, known) in &mut self.members {
+            let working = well.contains(member)
                 && known.facts().is_some_and(|facts| match &facts.receiver {
                     Receiver::Running {
                         source,
@@ -158,6 +185,11 @@ impl Decider {
                 Some(_) | None => Recovery::KeepTail,
             };
             self.order(record, member, Verb::Start { recovery });
+            return None;
+        }
+        // A former holder that was fenced at its ackers is back, or a replica hangs: what it received is on its disk.
+        if known.is_open() || self.sight(member) == Sight::Hung {
+            self.order(record, member, Verb::Kill);
             return None;
         }
         let facts = known.facts()?;

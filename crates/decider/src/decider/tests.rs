@@ -8,7 +8,7 @@ use homeostat_model::{Epoch, RecordVersion, ServiceName};
 use super::*;
 use crate::{
     BootId, CasOutcome, Gtid, KeeperIncarnation, LogEnd, MemberReport, OrderOutcome, OrderReply,
-    Receiver, ServerFacts, ServerIncarnation, ServerState, Source,
+    Pulse, Receiver, ServerFacts, ServerIncarnation, ServerState, Source,
 };
 
 fn name(text: &str) -> MemberId {
@@ -85,6 +85,7 @@ fn report(member: &str, record: &Record) -> MemberReport {
         port: 1,
         record: Some(record.clone()),
         held: holder.then_some(Epoch(3)),
+        pulse: None,
         server: ServerState::Up { incarnation, facts },
     }
 }
@@ -105,18 +106,24 @@ struct Hand {
     now: Now,
     pending: Vec<Effect>,
     script: Vec<String>,
+    /// Its keeper answers nothing.
+    mute: Option<MemberId>,
 }
 
 impl Hand {
     fn new() -> Self {
         let members = ["a", "b", "c"].map(name).to_vec();
-        let config = Config::mariadb(ServiceName::new("db").unwrap(), members, BTreeMap::new());
+        let config = Config {
+            settle: Duration::ZERO,
+            ..Config::mariadb(ServiceName::new("db").unwrap(), members, BTreeMap::new())
+        };
         let decider = Decider::new(config, Term(2));
         Self {
             decider,
             now: Now::default(),
             pending: Vec::new(),
             script: Vec::new(),
+            mute: None,
         }
     }
 
@@ -157,6 +164,7 @@ impl Hand {
                             outcome: CasOutcome::Committed,
                         });
                     }
+                    Effect::Order { member, .. } if Some(&member) == self.mute.as_ref() => {}
                     Effect::Order { member, order, .. } => {
                         let outcome = answer(&order);
                         let (sequence, incarnation) =
@@ -168,7 +176,10 @@ impl Hand {
                             outcome,
                         }));
                     }
-                    Effect::Endpoint { .. } | Effect::SwitchoverDone { .. } | Effect::Note(_) => {}
+                    Effect::Endpoint { .. }
+                    | Effect::GrantLease { .. }
+                    | Effect::SwitchoverDone { .. }
+                    | Effect::Note(_) => {}
                 }
             }
         }
@@ -188,7 +199,9 @@ fn answer(order: &Order) -> OrderOutcome {
     match &order.verb {
         Verb::StopReceiving => OrderOutcome::Stopped {
             received: Some(end(5)),
+            drained: None,
         },
+        Verb::Kill => OrderOutcome::Exited { server: None },
         Verb::Drain => OrderOutcome::Drained { applied: end(5) },
         Verb::Demote { .. } => OrderOutcome::Demoted { position: end(5) },
         Verb::Barrier => OrderOutcome::BarrierDone {
@@ -219,6 +232,9 @@ fn line(effect: &Effect) -> String {
             Some(target) => format!("endpoint {target}"),
             None => "endpoint closed".to_owned(),
         },
+        Effect::GrantLease { member, grant } => {
+            format!("lease {} of epoch {} to {member}", grant.nonce, grant.epoch)
+        }
         Effect::SwitchoverDone { result, .. } => match result {
             Ok(to) => format!("switched to {to}"),
             Err(why) => format!("not switched: {why}"),
@@ -305,7 +321,7 @@ fn a_silent_holder_is_not_replaced() {
 }
 
 #[test]
-fn a_holder_that_falls_silent_while_it_is_fenced_is_waited_for() {
+fn a_silent_holder_of_an_ending_epoch_is_revoked_only_when_all_of_a_is_in_sight() {
     let mut hand = Hand::new();
     let revoking = Record {
         epoch: Epoch(4),
@@ -313,11 +329,167 @@ fn a_holder_that_falls_silent_while_it_is_fenced_is_waited_for() {
         version: RecordVersion(10),
         ..serving()
     };
-    for member in ["b", "c"] {
-        hand.give(Input::Report(report(member, &revoking)));
-    }
+    hand.give(Input::Report(report("b", &revoking)));
     hand.rounds(&revoking);
-    insta::assert_snapshot!(hand.waits().join("\n"), @"a's keeper: nothing else proves that a acknowledges no more writes of epoch 3");
+    hand.later(3_200);
+    hand.rounds(&revoking);
+    insta::assert_snapshot!(hand.waits().join("\n"), @"a's keeper, or c: only they can prove that a acknowledges no more writes of epoch 3");
+    hand.script.clear();
+    hand.give(Input::Report(report("c", &revoking)));
+    hand.rounds(&revoking);
+    insta::assert_snapshot!(hand.script.join("\n"), @r"
+    b: stop-receiving | c: stop-receiving
+    b: drain | c: drain
+    cas Promoting(4) b
+    c: repoint to b (Counts) | b: take-over
+    b: admit c
+    c: receive | b: barrier
+    cas Serving(4) b
+    b: open
+    endpoint b | c: learn
+    ");
+}
+
+/// Signs of life of all but the silent: the ackers' receivers heard something `source_ms` ago.
+fn alive(member: &str, record: &Record, unanswered_ms: Option<u64>, source_ms: u64) -> Input {
+    let pulse = Pulse {
+        unanswered_ms,
+        source_ms: (member != "a").then_some(source_ms),
+    };
+    Input::Report(MemberReport {
+        pulse: Some(pulse),
+        ..report(member, record)
+    })
+}
+
+impl Hand {
+    fn later(&mut self, ms: u64) {
+        self.now = self.now.after(Duration::from_millis(ms));
+        self.give(Input::Tick);
+    }
+
+    /// Time goes on with everybody but `silent` giving signs of life.
+    fn live(&mut self, silent: &str, ms: u64, unanswered: bool, deaf: &[&str]) {
+        let record = self.decider.view().record.unwrap();
+        self.mute = MemberId::new(silent).ok();
+        for at in (100..=ms).step_by(100) {
+            self.now = self.now.after(Duration::from_millis(100));
+            for member in ["a", "b", "c"]
+                .into_iter()
+                .filter(|member| *member != silent)
+            {
+                let unanswered = (unanswered && member == "a").then_some(at);
+                let source = if deaf.contains(&member) { at } else { 20 };
+                self.give(alive(member, &record, unanswered, source));
+            }
+            if !self.pending.is_empty() {
+                self.rounds(&record);
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cut_off_primary_is_replaced_after_h_by_a_fence_at_its_ackers() {
+    let mut hand = Hand::leading();
+    hand.live("", 1_000, false, &[]);
+    let since = hand.now;
+    hand.live("a", 60_000, false, &["b", "c"]);
+    let took = hand.now.since(since).as_millis();
+    assert!((3_000..=3_500).contains(&took), "after {took} ms");
+    insta::assert_snapshot!(hand.script.join("\n"), @r"
+    cas Revoking(4) a
+    endpoint closed | a: kill | b: stop-receiving | c: stop-receiving
+    b: drain | c: drain
+    cas Promoting(4) b
+    c: repoint to b (Counts) | b: take-over
+    b: admit c
+    c: receive | b: barrier
+    cas Serving(4) b
+    b: open
+    endpoint b | c: learn
+    ");
+}
+
+#[test]
+fn a_hung_primary_is_killed_and_revoked_at_once() {
+    let mut hand = Hand::leading();
+    hand.live("", 1_000, false, &[]);
+    let since = hand.now;
+    hand.live("", 60_000, true, &["b", "c"]);
+    let took = hand.now.since(since).as_millis();
+    assert!((3_000..=3_100).contains(&took), "after {took} ms");
+    assert_eq!(
+        hand.script[..2],
+        [
+            "cas Revoking(4) a",
+            "endpoint closed | a: kill | b: stop-receiving | c: stop-receiving"
+        ]
+    );
+}
+
+#[test]
+fn one_side_alone_is_no_fault() {
+    let quiet = |silent: &str, unanswered: bool, deaf: &[&str]| {
+        let mut hand = Hand::leading();
+        hand.live("", 1_000, false, &[]);
+        hand.live(silent, 600_000, unanswered, deaf);
+        assert_eq!(hand.script, [""; 0], "{silent} {unanswered} {deaf:?}");
+    };
+    // Only the controllers cannot reach it.
+    quiet("a", false, &[]);
+    // It answers reads: commits may wait for ackers.
+    quiet("", false, &["b", "c"]);
+    // An acker hears it.
+    quiet("a", false, &["b"]);
+    quiet("", true, &[]);
+}
+
+#[test]
+fn what_a_connection_held_back_is_not_believed() {
+    let mut hand = Hand::leading();
+    hand.live("", 1_000, false, &[]);
+    let record = hand.decider.view().record.unwrap();
+    hand.later(4_000);
+    for member in ["b", "c"] {
+        hand.give(alive(member, &record, None, 3_500));
+    }
+    assert!(hand.pending.is_empty(), "{:?}", hand.pending);
+    for member in ["b", "c"] {
+        hand.give(alive(member, &record, None, 20));
+    }
+    hand.later(300);
+    assert!(hand.pending.is_empty(), "{:?}", hand.pending);
+}
+
+#[test]
+fn a_lease_is_granted_by_a_read_begun_after_it_was_asked_for() {
+    let mut hand = Hand::leading();
+    let record = hand.decider.view().record.unwrap();
+    let ask = |epoch, nonce| {
+        Input::LeaseAsked(crate::LeaseRequest {
+            member: name("a"),
+            incarnation: KeeperIncarnation(1),
+            epoch: Epoch(epoch),
+            nonce,
+        })
+    };
+    hand.give(ask(3, 7));
+    hand.rounds(&record);
+    hand.give(ask(2, 8));
+    hand.rounds(&record);
+    assert_eq!(hand.script, ["read", "lease 7 of epoch 3 to a"]);
+    // While an epoch is being ended nothing is granted.
+    hand.script.clear();
+    hand.give(Input::Report(down("a", &record)));
+    hand.give(ask(3, 9));
+    hand.rounds(&record);
+    assert!(
+        !hand.script.iter().any(|line| line.contains("lease")),
+        "{:?}",
+        hand.script
+    );
 }
 
 #[test]

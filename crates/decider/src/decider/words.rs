@@ -33,8 +33,13 @@ pub(super) fn summary(outcome: &OrderOutcome) -> String {
         OrderOutcome::Exited { .. } => "exited".to_owned(),
         OrderOutcome::Stopped {
             received: Some(received),
+            drained: None,
         } => format!("stopped at {}", end(received)),
-        OrderOutcome::Stopped { received: None } => {
+        OrderOutcome::Stopped {
+            received: Some(received),
+            drained: Some(_),
+        } => format!("stopped at {}, all of it applied", end(received)),
+        OrderOutcome::Stopped { received: None, .. } => {
             "stopped; what it received is not known before salvage".to_owned()
         }
         OrderOutcome::Drained { applied } => format!("applied to {}", end(applied)),

@@ -1,6 +1,8 @@
 //! One test per rule.
 #![allow(clippy::unwrap_used)]
 
+mod lease;
+
 use std::collections::BTreeSet;
 
 use homeostat_model::RecordVersion;
@@ -535,6 +537,49 @@ fn what_was_held_is_remembered_until_the_member_is_a_replica() {
             assert_eq!(keeper.held(), held.map(Epoch));
         }
     }
+}
+
+#[test]
+fn an_open_server_is_not_made_a_replica() {
+    let open = up(ServerFacts {
+        read_only: false,
+        ..facts(Receiver::None)
+    });
+    let serving = record(4, 5, Phase::Serving, "b");
+    let repoint = Verb::Repoint {
+        source: source("b"),
+        acker: Acker::Counts,
+    };
+    for verb in [Verb::StopReceiving, Verb::Drain, repoint, Verb::Receive] {
+        check(&serving, verb, &open, Err(()));
+    }
+    check(&serving, Verb::Kill, &open, Ok(()));
+}
+
+#[test]
+fn a_kill_goes_before_an_order_that_hangs_but_not_before_a_start() {
+    let revoking = record(5, 6, Phase::Revoking, "a");
+    let mut hung = keeper(revoking.clone());
+    let demote = Verb::Demote { patience_ms: 100 };
+    assert_eq!(
+        refusal(&mut hung, &order(1, &revoking, demote), &idle()),
+        None
+    );
+    assert!(refusal(&mut hung, &order(2, &revoking, Verb::Learn), &idle()).is_some());
+    assert_eq!(
+        refusal(&mut hung, &order(3, &revoking, Verb::Kill), &idle()),
+        None
+    );
+    let exited = OrderOutcome::Exited { server: None };
+    assert_eq!(hung.completed(exited).unwrap().sequence, Sequence(3));
+    let start = Verb::Start {
+        recovery: Recovery::KeepTail,
+    };
+    assert_eq!(
+        refusal(&mut hung, &order(4, &revoking, start), &down()),
+        None
+    );
+    assert!(refusal(&mut hung, &order(5, &revoking, Verb::Kill), &down()).is_some());
 }
 
 #[test]

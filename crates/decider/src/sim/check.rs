@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use homeostat_model::{Epoch, RecordVersion, Sequence, Term};
+use homeostat_model::{Epoch, Reads, RecordVersion, Sequence, Term};
 
 use super::server::{Disk, Event, What};
+use super::sleep::Sleep;
+use super::{KILL_TIME, LEASE};
 use crate::{MemberId, Phase, Record};
 
 #[derive(Debug, Default)]
@@ -15,6 +17,13 @@ pub(super) struct Checker {
     opened: Option<(Epoch, usize)>,
     ranks: BTreeMap<usize, (Epoch, RecordVersion)>,
     obeyed: BTreeMap<(usize, u64), (Term, Sequence)>,
+    /// Epochs whose holder was fenced at its ackers and may be open, and until when clients may read there.
+    revoked: BTreeMap<Epoch, u64>,
+    /// When each member's server, keeper or machine last stood still: from, and until.
+    stood_still: BTreeMap<usize, (u64, Option<u64>)>,
+    /// Their keepers could not keep a deadline by true time.
+    late_keepers: BTreeSet<usize>,
+    quiet: bool,
     pub(super) broken: Option<String>,
 }
 
@@ -130,10 +139,30 @@ impl Checker {
         member: usize,
         epoch: Epoch,
         disk: &Disk,
-        others_open: &[usize],
+        others_open: &[(usize, Epoch)],
+        (reads, now): (Reads, u64),
     ) {
-        if let Some(other) = others_open.first() {
-            self.fail(format!("servers {member} and {other} are open at once"));
+        // A late order opens a former holder that was fenced at its ackers: for no longer than its lease, and it says
+        // nothing about what a later epoch may do.
+        if self.opened.is_some_and(|(highest, _)| highest > epoch)
+            && let Some(ends) = self.revoked.get(&epoch)
+        {
+            let in_time = now <= *ends && reads == Reads::Bounded;
+            if !in_time && !self.late_keepers.contains(&member) {
+                self.fail(format!("{member} opened after its lease had ended"));
+            }
+            return;
+        }
+        for (other, of) in others_open {
+            let fenced = *of < epoch && self.revoked.contains_key(of);
+            if !fenced {
+                self.fail(format!("servers {member} and {other} are open at once"));
+            }
+            if reads == Reads::Strict && !self.late_keepers.contains(other) {
+                self.fail(format!(
+                    "strict: {member} opens while clients can read at {other}"
+                ));
+            }
         }
         if self
             .opened
@@ -210,6 +239,105 @@ impl Checker {
         if leader != record {
             self.fail(format!(
                 "the leader of term {leader} acted under a record of term {record}"
+            ));
+        }
+    }
+
+    /// A proof `Revoked` was made: from now on its holder gains no acknowledgement.
+    pub(super) fn revoked(&mut self, epoch: Epoch, now: u64) {
+        let ends = (LEASE + LEASE / 100 + KILL_TIME).as_micros();
+        let ends = now + u64::try_from(ends).unwrap_or(u64::MAX);
+        self.revoked.entry(epoch).or_insert(ends);
+    }
+
+    /// A client reads at an open server.
+    pub(super) fn read(&mut self, member: usize, epoch: Epoch, now: u64) {
+        let over = self.revoked.get(&epoch).is_some_and(|ends| now > *ends);
+        if over && !self.late_keepers.contains(&member) {
+            self.fail(format!(
+                "a client read at {member}, the holder of epoch {epoch}, after its lease had ended for certain"
+            ));
+        }
+    }
+
+    /// Its machine's clock or its keeper stood still: it may serve for as much longer.
+    pub(super) fn falls_asleep(&mut self, member: usize, who: Sleep, now: u64) {
+        match who {
+            Sleep::Server => {}
+            Sleep::Keeper | Sleep::Machine => {
+                self.late_keepers.insert(member);
+            }
+        }
+        self.stood_still.insert(member, (now, None));
+    }
+
+    pub(super) fn wakes(&mut self, member: usize, now: u64) {
+        if let Some((_, until)) = self.stood_still.get_mut(&member) {
+            until.get_or_insert(now);
+        }
+    }
+
+    /// Did it stand still for `long`, now or until at most `late` ago?
+    pub(super) fn stood_still(&self, member: usize, long: u64, late: u64, now: u64) -> bool {
+        self.stood_still.get(&member).is_some_and(|(from, until)| {
+            let end = until.unwrap_or(now);
+            end.saturating_sub(*from) >= long && now.saturating_sub(end) <= late
+        })
+    }
+
+    pub(super) fn false_failover(&mut self, what: String) {
+        self.fail(format!("a false failover: {what}"));
+    }
+
+    /// A keeper ended its server because its lease had run out.
+    pub(super) fn killed_by_lease(&mut self, member: usize, renewed: Option<u64>, now: u64) {
+        let least = u64::try_from((LEASE - LEASE / 100).as_micros()).unwrap_or(u64::MAX);
+        if renewed.is_some_and(|at| now.saturating_sub(at) < least) {
+            self.fail(format!("{member} was killed while its lease was renewed"));
+        }
+        if self.quiet {
+            self.fail(format!(
+                "{member} was killed though only controllers are lost"
+            ));
+        }
+    }
+
+    /// Only controllers are lost: nothing may follow from that.
+    pub(super) fn nothing_may_happen(&mut self, quiet: bool) {
+        self.quiet = quiet;
+    }
+
+    pub(super) fn evidence(&mut self, kind: &str) {
+        if self.quiet {
+            self.fail(format!(
+                "{kind}: an epoch ends though only controllers are lost"
+            ));
+        }
+    }
+
+    /// An acker received something of a source that is alive. Once a later epoch has a holder, an earlier one gains
+    /// receipts only of what that holder has.
+    pub(super) fn receipt(
+        &mut self,
+        event: Event,
+        source: (usize, Epoch),
+        acker: usize,
+        disks: &[&Disk],
+        names: &[MemberId],
+        record: Option<&Record>,
+    ) {
+        let Some(record) = record else { return };
+        let begun = match record.phase {
+            Phase::Promoting | Phase::Serving => record.epoch > source.1,
+            Phase::Revoking => false,
+        };
+        let Some(holder) = names.iter().position(|name| *name == record.holder) else {
+            return;
+        };
+        if begun && holder != source.0 && !disks[holder].has(event.id) {
+            self.fail(format!(
+                "{acker} received {} of epoch {} from {} while epoch {} has a holder",
+                event.gtid, source.1, source.0, record.epoch
             ));
         }
     }

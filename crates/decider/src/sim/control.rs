@@ -1,11 +1,10 @@
 //! The controllers and the store: deciders are given their inputs here, and their effects are carried out.
 
-use std::time::Duration;
-
+use super::clock::Clock;
 use super::server::Disk;
 use super::words::{brief, short};
 use super::{Controller, Happening, Link, Sim};
-use crate::{CasOutcome, Decider, Effect, Input, Now, Record};
+use crate::{CasOutcome, Decider, Effect, Input, Record};
 
 impl Sim {
     pub(super) fn controller_starts(&mut self) {
@@ -18,15 +17,18 @@ impl Sim {
                 number: 0,
                 up: false,
                 last: 0,
+                keeper: 0,
                 outstanding: None,
             })
             .collect();
+        let clock = Clock::random(&mut self.world);
         self.controllers.push(Controller {
             decider,
             term: self.term,
             alive: true,
             links,
             woken: None,
+            clock,
         });
         let controller = self.controllers.len() - 1;
         self.say(|| format!("controller {controller} starts"));
@@ -42,7 +44,7 @@ impl Sim {
             return;
         }
         self.say(|| format!("controller {controller} <- {}", short(&input)));
-        let now = Now(Duration::from_micros(self.now));
+        let now = self.controllers[controller].clock.now(self.now);
         let effects = self.controllers[controller].decider.handle(now, input);
         for effect in effects {
             self.carry_out(controller, effect);
@@ -51,10 +53,8 @@ impl Sim {
         if wake.is_some() && wake != self.controllers[controller].woken {
             self.controllers[controller].woken = wake;
             if let Some(at) = wake {
-                let micros = u64::try_from(at.0.as_micros())
-                    .unwrap_or(u64::MAX)
-                    .max(self.now + 1);
-                self.at(micros, Happening::WakeUp { controller, at });
+                let left = self.controllers[controller].clock.until(at.0, self.now);
+                self.after(left.max(1), Happening::WakeUp { controller, at });
             }
         }
     }
@@ -72,7 +72,7 @@ impl Sim {
             } => {
                 self.say(|| format!("controller {controller} CAS {}", brief(&new)));
                 let delay = self.delay();
-                let answered = self.faults_over || !self.net.chance(30);
+                let answered = self.calm() || !self.net.chance(30);
                 if !answered {
                     // It may be carried out before or after the caller hears that nobody knows.
                     let later = self.net.between(1, 40_000);
@@ -123,7 +123,12 @@ impl Sim {
                     self.endpoint = (epoch, version, target);
                 }
             }
-            Effect::Note(_) => {}
+            Effect::GrantLease { member, grant } => {
+                if let Some(member) = self.names.iter().position(|name| *name == member) {
+                    self.send_grant(controller, member, grant);
+                }
+            }
+            Effect::Note(note) => self.noted(&note),
             Effect::SwitchoverDone { .. } => {
                 self.say(|| format!("controller {controller}: {effect:?}"))
             }

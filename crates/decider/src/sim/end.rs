@@ -8,8 +8,13 @@ use crate::{MemberId, Phase, Wait};
 impl Sim {
     pub(super) fn faults_end(&mut self) {
         self.faults_over = true;
+        self.scene_ends();
         self.promised_at_end_of_faults = self.checker.promised();
         self.say(|| "faults end".to_owned());
+        self.heal_all();
+        for member in 0..self.members.len() {
+            self.wakes_anew(member);
+        }
         for controller in &mut self.controllers {
             controller.alive = false;
         }
@@ -132,7 +137,7 @@ impl Sim {
             if needed || member == holder {
                 continue;
             }
-            self.rebuilt += 1;
+            self.tally.count("rebuilt");
             self.say(|| format!("a person rebuilds {member}"));
             self.kill_server(member);
             let copied = self.members[holder].disk.engine;

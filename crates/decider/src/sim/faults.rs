@@ -3,12 +3,18 @@
 
 use homeostat_model::Epoch;
 
-use super::{Happening, Sim};
+use super::cut::{Place, SITES};
+use super::sleep::Sleep;
+use super::{Happening, Scene, Sim};
 use crate::Input;
 
 impl Sim {
     pub(super) fn fault(&mut self) {
         if self.faults_over {
+            return;
+        }
+        if self.plan.scene != Scene::Anything {
+            self.scene_strikes();
             return;
         }
         let next = if self.chance.chance(550) {
@@ -19,12 +25,14 @@ impl Sim {
         self.after(next, Happening::Fault);
         let member = self.victim();
         match self.chance.below(100) {
-            0..=29 => {
+            0..=16 => {
                 self.say(|| format!("FAULT: server {member} is killed"));
+                self.tally.count("server-killed");
                 self.kill_server(member);
                 self.report(member);
             }
-            30..=44 => {
+            17..=26 => {
+                self.tally.count("keeper-killed");
                 self.say(|| format!("FAULT: keeper {member} is killed"));
                 self.kill_keeper(member);
                 let lost = self.chance.chance(60);
@@ -35,14 +43,17 @@ impl Sim {
                 let back = self.chance.between(1_000, 40_000);
                 self.after(back, Happening::KeeperBack { member });
             }
-            45..=56 => self.power(member),
-            57..=60 => {
+            27..=35 => self.power(member),
+            36..=38 => {
                 for member in 0..self.members.len() {
                     self.power(member);
                 }
             }
-            61..=72 => self.controller_fault(),
-            73..=82 => {
+            39..=48 => self.controller_fault(),
+            49..=66 => self.stop_something(member),
+            67..=84 => self.cut_something(member),
+            85..=90 => {
+                self.tally.count("links-broken");
                 let live: Vec<usize> = (0..self.controllers.len())
                     .filter(|controller| self.controllers[*controller].alive)
                     .collect();
@@ -56,6 +67,60 @@ impl Sim {
             }
             _ => self.switchover_asked(),
         }
+    }
+
+    fn cut_something(&mut self, member: usize) {
+        let machine = Place::Machine(member);
+        let anybody = usize::try_from(self.chance.below(self.members.len() as u64)).unwrap_or(0);
+        let site = Place::Site(usize::try_from(self.chance.below(SITES as u64)).unwrap_or(0));
+        let (kind, ways) = match self.chance.below(100) {
+            0..=29 => ("cut-from-all", self.isolate(member)),
+            30..=49 => {
+                let sites = (0..SITES).map(Place::Site);
+                let ways = sites.flat_map(|site| [(site, machine), (machine, site)]);
+                ("cut-from-controllers", ways.collect())
+            }
+            50..=59 => {
+                let others = (0..self.members.len()).filter(|other| *other != member);
+                let ways = others
+                    .map(Place::Machine)
+                    .flat_map(|other| [(other, machine), (machine, other)]);
+                ("cut-from-machines", ways.collect())
+            }
+            60..=79 => {
+                // On one side: the primary, and perhaps an acker or a site of controllers.
+                let mut side = vec![machine, Place::Machine(anybody)];
+                if self.chance.chance(300) {
+                    side.push(site);
+                }
+                ("cut-in-two", self.in_two(&side))
+            }
+            80..=89 => ("cut-one-way", vec![(machine, Place::Machine(anybody))]),
+            90..=94 => ("cut-one-way", vec![(Place::Machine(anybody), machine)]),
+            95..=97 => ("cut-one-way", vec![(machine, site)]),
+            _ => ("cut-one-way", vec![(site, machine)]),
+        };
+        let micros = match self.chance.below(100) {
+            0..=29 => self.chance.between(1_000, 120_000),
+            30..=84 => self.chance.between(120_000, 800_000),
+            _ => self.chance.between(800_000, 2_500_000),
+        };
+        self.tally.count(kind);
+        self.cut(ways, micros);
+    }
+
+    /// All ways between these places and the others.
+    pub(super) fn in_two(&self, side: &[Place]) -> Vec<(Place, Place)> {
+        let all = (0..self.members.len()).map(Place::Machine);
+        let places: Vec<Place> = all.chain((0..SITES).map(Place::Site)).collect();
+        let mut ways = Vec::new();
+        for from in &places {
+            let apart = places
+                .iter()
+                .filter(|to| side.contains(from) != side.contains(to));
+            ways.extend(apart.map(|to| (*from, *to)));
+        }
+        ways
     }
 
     /// The primary, a member of A, or anybody.
@@ -80,7 +145,9 @@ impl Sim {
     /// The machine loses power: keeper and server at once, and another boot afterwards.
     fn power(&mut self, member: usize) {
         self.say(|| format!("FAULT: power of {member}"));
+        self.tally.count("power");
         self.kill_keeper(member);
+        self.wakes_anew(member);
         self.members[member].boot += 1;
         let back = self.chance.between(5_000, 700_000);
         self.after(back, Happening::KeeperBack { member });
@@ -119,5 +186,25 @@ impl Sim {
         {
             self.tell(controller, Input::Switchover { request, to });
         }
+    }
+
+    /// SIGSTOP, or a virtual machine that stalls.
+    pub(super) fn stop_something(&mut self, member: usize) {
+        let who = match self.chance.below(100) {
+            0..=44 => Sleep::Server,
+            45..=59 => Sleep::Keeper,
+            _ => Sleep::Machine,
+        };
+        let micros = match self.chance.below(100) {
+            0..=34 => self.chance.between(1_000, 120_000),
+            35..=84 => self.chance.between(120_000, 700_000),
+            _ => self.chance.between(700_000, 2_500_000),
+        };
+        self.tally.count(match who {
+            Sleep::Server => "server-stops",
+            Sleep::Keeper => "keeper-stops",
+            Sleep::Machine => "machine-stops",
+        });
+        self.falls_asleep(member, who, micros);
     }
 }

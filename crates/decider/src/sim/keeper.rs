@@ -1,19 +1,29 @@
 //! The simulated keeper: drives the real [`KeeperCore`], and does to the simulated server what each verb says.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use homeostat_model::Sequence;
 
+use super::lease::OwnBarrier;
 use super::server::{Event, Io, Process, What};
-use super::{Happening, Member, Sim};
+use super::sleep::Sleep;
+use super::{Happening, LEASE, Member, Sim};
 use crate::rules::Mutation;
 use crate::{
-    Acker, BootId, Decision, KeeperCore, KeeperIncarnation, MemberReport, Order, OrderOutcome,
-    Receiver, ServerFacts, ServerIncarnation, ServerState, Source, Verb,
+    Acker, BootId, BootTime, Decision, KeeperCore, KeeperIncarnation, MemberReport, Order,
+    OrderOutcome, Pulse, Receiver, ServerFacts, ServerIncarnation, ServerState, Source, Verb,
 };
 
 pub(super) struct Keeper {
     pub(super) core: KeeperCore,
     pub(super) number: u64,
     executing: Option<Executing>,
+    pub(super) own_barrier: Option<OwnBarrier>,
+    pub(super) barriers_begun: Option<BootTime>,
+    /// When renewals were sent, and the last one that counts, truly.
+    pub(super) asked: BTreeMap<u64, u64>,
+    pub(super) renewed_truly: Option<u64>,
 }
 
 struct Executing {
@@ -23,6 +33,8 @@ struct Executing {
     /// A verb that waits (a barrier, a demotion) gives up then.
     deadline: u64,
     begun: Begun,
+    /// When that was: on the machine's clock, and truly.
+    begun_at: (BootTime, u64),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -53,11 +65,16 @@ impl Sim {
             boot,
             own.kept.clone(),
         )
+        .with_lease(LEASE)
         .breaking(self.plan.rules);
         own.keeper = Some(Keeper {
             core,
             number,
             executing: None,
+            own_barrier: None,
+            barriers_begun: None,
+            asked: BTreeMap::new(),
+            renewed_truly: None,
         });
         for controller in 0..self.controllers.len() {
             let delay = self.delay();
@@ -68,6 +85,9 @@ impl Sim {
     pub(super) fn kill_keeper(&mut self, member: usize) {
         // The server is its child and dies with it.
         self.kill_server(member);
+        if self.members[member].sleeping == Some(Sleep::Keeper) {
+            self.wakes_anew(member);
+        }
         if self.members[member].keeper.take().is_some() {
             for controller in 0..self.controllers.len() {
                 let delay = self.delay();
@@ -77,8 +97,16 @@ impl Sim {
     }
 
     pub(super) fn kill_server(&mut self, member: usize) {
-        if let Some(process) = self.members[member].process.take() {
+        let own = &mut self.members[member];
+        if let Some(keeper) = &mut own.keeper {
+            keeper.core.server_ended();
+            keeper.own_barrier = None;
+        }
+        if let Some(process) = own.process.take() {
             self.dumps_end(process.dumps.into_values().collect());
+        }
+        if self.members[member].sleeping == Some(Sleep::Server) {
+            self.wakes_anew(member);
         }
     }
 
@@ -94,11 +122,25 @@ impl Sim {
             port: 3306,
             record: keeper.core.record().cloned(),
             held: keeper.core.held(),
+            pulse: Some(self.pulse_of(member)),
             server: self.server_state(member),
         })
     }
 
-    fn server_state(&self, member: usize) -> ServerState {
+    fn pulse_of(&self, member: usize) -> Pulse {
+        let own = &self.members[member];
+        let now = own.clock.boot_time(self.now);
+        let ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let process = own.process.as_ref();
+        let unanswered = process.and_then(|process| process.unanswered);
+        let receives = process.filter(|process| process.io != Io::Stopped);
+        Pulse {
+            unanswered_ms: unanswered.map(|at| ms(now.0.saturating_sub(at.0))),
+            source_ms: receives.and_then(|process| process.source_age).map(ms),
+        }
+    }
+
+    pub(super) fn server_state(&self, member: usize) -> ServerState {
         let own = &self.members[member];
         let Some(process) = &own.process else {
             return ServerState::Down {
@@ -155,9 +197,11 @@ impl Sim {
 
     pub(super) fn order_arrives(&mut self, controller: usize, member: usize, order: &Order) {
         let server = self.server_state(member);
+        let now = self.members[member].clock.boot_time(self.now);
         let Some(keeper) = &mut self.members[member].keeper else {
             return;
         };
+        keeper.core.at(now);
         let decision = keeper.core.offer(order, &server);
         match decision {
             Decision::Refuse(reply) => {
@@ -192,10 +236,14 @@ impl Sim {
                     verb,
                     deadline: self.now + patience,
                     begun: Begun::No,
+                    begun_at: (now, self.now),
                 };
-                if let Some(keeper) = &mut self.members[member].keeper {
-                    keeper.executing = Some(executing);
+                if let Some(keeper) = &mut self.members[member].keeper
+                    && keeper.executing.replace(executing).is_some()
+                {
+                    self.tally.count("kill-first");
                 }
+                self.watch_deadline(member);
                 let sequence = order.header.sequence;
                 self.after(
                     took,
@@ -247,11 +295,39 @@ impl Sim {
         else {
             return;
         };
+        // It queues in a server that stands still, and runs when that goes on, whoever gave up waiting meanwhile.
+        let needs_server = !matches!(
+            executing.verb,
+            Verb::Learn | Verb::Kill | Verb::Start { .. }
+        );
+        if needs_server && self.members[member].sleeping == Some(Sleep::Server) {
+            if let Some(keeper) = &mut self.members[member].keeper {
+                keeper.executing = Some(executing);
+            }
+            self.after(
+                10_000,
+                Happening::Execute {
+                    member,
+                    keeper: number,
+                    sequence,
+                },
+            );
+            return;
+        }
         match self.step(member, &executing) {
             Step::Waits(begun) => {
                 let again = self.now.max(executing.deadline.min(self.now + 50_000)) + 1;
+                let now = (self.members[member].clock.boot_time(self.now), self.now);
                 if let Some(keeper) = &mut self.members[member].keeper {
-                    keeper.executing = Some(Executing { begun, ..executing });
+                    let begun_at = match executing.begun {
+                        Begun::No => now,
+                        Begun::Waiting(_) => executing.begun_at,
+                    };
+                    keeper.executing = Some(Executing {
+                        begun,
+                        begun_at,
+                        ..executing
+                    });
                 }
                 self.at(
                     again,
@@ -267,6 +343,11 @@ impl Sim {
                 let Some(keeper) = &mut self.members[member].keeper else {
                     return;
                 };
+                if let OrderOutcome::BarrierDone { epoch, .. } = &outcome {
+                    let (begun, truly) = executing.begun_at;
+                    keeper.core.barrier_acknowledged(*epoch, begun);
+                    keeper.renewed_truly = keeper.renewed_truly.max(Some(truly));
+                }
                 let reply = keeper.core.completed(outcome);
                 // The report may come before or after the reply.
                 let report_first = self.world.chance(500);
@@ -339,6 +420,7 @@ impl Sim {
             _ => {}
         }
         let rules = self.plan.rules;
+        let now = self.members[member].clock.boot_time(self.now);
         let Member { disk, process, .. } = &mut self.members[member];
         let Some(process) = process else {
             return Step::Over(OrderOutcome::Exited { server: None });
@@ -348,8 +430,10 @@ impl Sim {
             Verb::Learn | Verb::Kill | Verb::Start { .. } => OrderOutcome::Done,
             Verb::StopReceiving => {
                 process.io = Io::Stopped;
+                let received = process.io_position_known.then(|| disk.received_end());
                 OrderOutcome::Stopped {
-                    received: process.io_position_known.then(|| disk.received_end()),
+                    received,
+                    drained: received.filter(|end| *end == disk.applied_end()),
                 }
             }
             Verb::Drain => {
@@ -387,6 +471,9 @@ impl Sim {
                         process.needs_salvage = false;
                     }
                     process.applying = true;
+                    process.heard = Some(now);
+                    process.source_age = Some(Duration::ZERO);
+                    process.heard_truly.come(self.now);
                     self.begin_receiving(member);
                     OrderOutcome::Done
                 }
@@ -469,18 +556,22 @@ impl Sim {
     }
 
     fn opens(&mut self, member: usize, epoch: homeostat_model::Epoch) {
-        let open = |other: &usize| {
-            self.members[*other]
-                .process
-                .as_ref()
-                .is_some_and(|process| !process.read_only)
+        let open = |other: usize| {
+            let process = self.members[other].process.as_ref()?;
+            (!process.read_only).then_some((other, process.epoch))
         };
-        let others: Vec<usize> = (0..self.members.len())
+        let others: Vec<(usize, homeostat_model::Epoch)> = (0..self.members.len())
             .filter(|other| *other != member)
-            .filter(open)
+            .filter_map(open)
             .collect();
-        self.checker
-            .opens(member, epoch, &self.members[member].disk, &others);
+        self.checker.opens(
+            member,
+            epoch,
+            &self.members[member].disk,
+            &others,
+            (self.reads, self.now),
+        );
+        self.scene_opens(member);
     }
 
     pub(super) fn removed(&mut self, events: &[Event]) {

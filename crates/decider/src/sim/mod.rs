@@ -5,33 +5,58 @@
 //! the cluster must come back within a bound. Checkers look at every acknowledgement, every opening, every removal of
 //! log and every change of the record.
 //!
-//! What the world leaves out: hangs, cuts between servers, serving leases, `sync_relay_log=0`, clock rates (the decider
-//! of this cut has no rule about them).
+//! Machines stop and go on, servers and keepers on them too; what comes for one that sleeps waits for it. Any two places can
+//! be cut off from one another, in one direction or both; what was on its way arrives, what was sent meanwhile may arrive
+//! after the cut. Every machine and every controller has a clock with a rate of its own.
+//!
+//! What the world leaves out: `sync_relay_log=0`, a store restored from an old copy, overrides, the other flavour.
 
 mod check;
+mod clients;
+mod clock;
 mod control;
+mod cut;
 mod dice;
 mod end;
 mod faults;
+mod happening;
+mod judge;
 mod keeper;
+mod lease;
 mod net;
+mod scenes;
 mod server;
+mod sleep;
+mod tally;
 mod words;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use homeostat_model::{Epoch, RackName, RecordVersion, Sequence, ServiceName, TaskName, Term};
+use homeostat_model::{
+    Epoch, RackName, Reads, RecordVersion, Sequence, ServiceName, TaskName, Term,
+};
 
 use self::check::Checker;
+use self::clock::Clock;
+use self::cut::{Cuts, Place};
 use self::dice::Dice;
+use self::happening::Happening;
 use self::keeper::Keeper;
+use self::lease::PULSE;
 use self::server::{Disk, Event, Process, What};
+use self::sleep::Sleep;
+pub use self::tally::Tally;
 use self::words::kind;
 use crate::{
-    CasOutcome, Config, Decider, Gtid, Input, Kept, MemberId, MemberReport, Now, Order, OrderReply,
-    Record, Rules,
+    CasOutcome, Config, Decider, Gtid, Input, Kept, LeaseGrant, LeaseRequest, MemberId,
+    MemberReport, Now, Order, OrderReply, Record, Rules,
 };
+
+/// H and L of the simulated clusters: long against their messages (30 ms at most), short against a run.
+const SILENCE: Duration = Duration::from_millis(150);
+const LEASE: Duration = Duration::from_millis(300);
+const KILL_TIME: Duration = Duration::from_millis(20);
 
 /// What a run is made of.
 #[derive(Debug, Clone, Copy)]
@@ -42,14 +67,54 @@ pub struct Plan {
     /// Within how long after the last fault everything must work again.
     pub recover_ms: u64,
     pub rules: Rules,
+    pub scene: Scene,
     /// Print every step.
     pub trace: Trace,
+}
+
+/// Which faults there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scene {
+    /// All kinds, in bursts.
+    Anything,
+    /// Once, at a working cluster: the primary's server stops, or its machine does, or is cut off from everybody. It must be
+    /// replaced soon after H.
+    PrimaryStops,
+    PrimaryMachineStops,
+    PrimaryCutOff,
+    /// The primary and the old leader are on one side of a cut, a new leader and all other members on the other: what the old
+    /// leader believes must not keep the old primary open.
+    OldLeaderCutOff,
+    /// The primary is cut off, but for a moment in which what the leader granted before comes through.
+    LateGrant,
+    /// The primary is cut off; then it reaches one acker again, which cannot be given orders: that one goes on acknowledging, so
+    /// the primary may serve for as long as that lasts, and nobody else may.
+    OneAckerRevoked,
+    /// Everything is cut off from everything, for less than L; then all is well but that controllers cannot reach the primary.
+    /// What the ackers said meanwhile arrives late: nothing may follow from it.
+    Backlog,
+    /// Every controller is cut off from every machine, for many times L: nothing may happen.
+    ControllersCutOff,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trace {
     Silent,
     Print,
+}
+
+impl Scene {
+    pub const ALL: [Scene; 9] = [
+        Scene::Anything,
+        Scene::PrimaryStops,
+        Scene::PrimaryMachineStops,
+        Scene::PrimaryCutOff,
+        Scene::OldLeaderCutOff,
+        Scene::LateGrant,
+        Scene::OneAckerRevoked,
+        Scene::Backlog,
+        Scene::ControllersCutOff,
+    ];
 }
 
 /// How a run went.
@@ -60,8 +125,8 @@ pub struct Outcome {
     /// Writes that clients were promised.
     pub writes: usize,
     pub last_epoch: Epoch,
-    /// Members that had to be rebuilt because their logs differed.
-    pub rebuilt: u32,
+    /// What the run contained.
+    pub tally: Tally,
     /// What went wrong.
     pub broken: Option<String>,
 }
@@ -73,7 +138,16 @@ impl Plan {
             faults_ms: 4_000,
             recover_ms: 20_000,
             rules: Rules::ALL_KEPT,
+            scene: Scene::Anything,
             trace: Trace::Silent,
+        }
+    }
+
+    /// A calm run with one fault.
+    pub fn scene(seed: u64, scene: Scene) -> Self {
+        Self {
+            scene,
+            ..Self::seeded(seed)
         }
     }
 
@@ -81,110 +155,6 @@ impl Plan {
     pub fn run(self) -> Outcome {
         Sim::new(self).run()
     }
-}
-
-/// Things that happen. Times are virtual microseconds.
-#[derive(Debug, Clone)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "few exist at a time, and a box would hide the shape"
-)]
-enum Happening {
-    ReadArrives {
-        controller: usize,
-    },
-    ReadDone {
-        controller: usize,
-        record: Option<Record>,
-    },
-    CasArrives {
-        controller: usize,
-        attempt: u64,
-        expected: Option<Record>,
-        new: Record,
-        answered: bool,
-    },
-    CasDone {
-        controller: usize,
-        attempt: u64,
-        outcome: CasOutcome,
-    },
-    OrderArrives {
-        controller: usize,
-        member: usize,
-        order: Order,
-    },
-    OrderTimesOut {
-        controller: usize,
-        member: usize,
-        sequence: Sequence,
-    },
-    ReplyArrives {
-        controller: usize,
-        member: usize,
-        link: u64,
-        reply: OrderReply,
-    },
-    ReportArrives {
-        controller: usize,
-        member: usize,
-        link: u64,
-        report: MemberReport,
-    },
-    LinkBreaks {
-        controller: usize,
-        member: usize,
-    },
-    LinkHeals {
-        controller: usize,
-        member: usize,
-    },
-    WakeUp {
-        controller: usize,
-        at: Now,
-    },
-    Execute {
-        member: usize,
-        keeper: u64,
-        sequence: Sequence,
-    },
-    Connect {
-        member: usize,
-        connection: u64,
-    },
-    Data {
-        connection: u64,
-        event: Event,
-        upto: usize,
-    },
-    ConnectionLost {
-        connection: u64,
-    },
-    Ack {
-        connection: u64,
-        upto: usize,
-    },
-    Apply {
-        member: usize,
-        pid: u32,
-    },
-    EngineCommits {
-        member: usize,
-        pid: u32,
-        upto: usize,
-    },
-    Write,
-    Report,
-    Fault,
-    KeeperBack {
-        member: usize,
-    },
-    ControllerStarts,
-    ControllerDies {
-        controller: usize,
-    },
-    FaultsEnd,
-    LastLook,
 }
 
 struct Member {
@@ -195,7 +165,10 @@ struct Member {
     keeper: Option<Keeper>,
     /// The keeper's file.
     kept: Option<Kept>,
-    report_at: u64,
+    clock: Clock,
+    /// Asleep, and what came for it meanwhile.
+    sleeping: Option<Sleep>,
+    asleep: Vec<Happening>,
 }
 
 struct Link {
@@ -203,6 +176,8 @@ struct Link {
     number: u64,
     up: bool,
     last: u64,
+    /// The keeper process at the other end.
+    keeper: u64,
     outstanding: Option<Sequence>,
 }
 
@@ -212,6 +187,7 @@ struct Controller {
     alive: bool,
     links: Vec<Link>,
     woken: Option<Now>,
+    clock: Clock,
 }
 
 #[derive(Debug, Clone)]
@@ -236,6 +212,8 @@ struct Sim {
     store: Option<Record>,
     endpoint: (Epoch, RecordVersion, Option<usize>),
     connections: BTreeMap<u64, Connection>,
+    cuts: Cuts,
+    reads: Reads,
     ids: u64,
     checker: Checker,
     net: Dice,
@@ -245,7 +223,10 @@ struct Sim {
     faults_over: bool,
     done: bool,
     promised_at_end_of_faults: usize,
-    rebuilt: u32,
+    tally: Tally,
+    /// When the one fault of a scene struck, and whom (the primary of then).
+    struck: Option<(u64, usize)>,
+    scene_over: bool,
     hash: u64,
     events: u64,
 }
@@ -254,6 +235,10 @@ impl Sim {
     fn new(plan: Plan) -> Self {
         let mut world = Dice::new(plan.seed, 4);
         let size = if world.chance(350) { 5 } else { 3 };
+        let reads = match world.chance(300) {
+            true => Reads::Strict,
+            false => Reads::Bounded,
+        };
         let names: Vec<MemberId> = (0..size)
             .filter_map(|i| TaskName::new(format!("m{i}")).ok())
             .collect();
@@ -266,7 +251,9 @@ impl Sim {
                 process: None,
                 keeper: None,
                 kept: None,
-                report_at: 0,
+                clock: Clock::random(&mut world),
+                sleeping: None,
+                asleep: Vec::new(),
             })
             .collect();
         let mut sim = Self {
@@ -281,6 +268,8 @@ impl Sim {
             store: None,
             endpoint: (Epoch(0), RecordVersion(0), None),
             connections: BTreeMap::new(),
+            cuts: Cuts::default(),
+            reads,
             ids: 0,
             checker: Checker::default(),
             net: Dice::new(plan.seed, 1),
@@ -290,17 +279,34 @@ impl Sim {
             faults_over: false,
             done: false,
             promised_at_end_of_faults: 0,
-            rebuilt: 0,
+            tally: Tally::default(),
+            struck: None,
+            scene_over: false,
             hash: 0xcbf2_9ce4_8422_2325,
             events: 0,
         };
         for member in 0..size {
             sim.keeper_back(member);
+            let first = sim.world.below(PULSE);
+            sim.after(first, Happening::Pulse { member });
+            sim.after(first, Happening::Heartbeat { member });
         }
         sim.after(0, Happening::ControllerStarts);
         sim.after(1_000, Happening::Write);
+        sim.after(1_000, Happening::Read);
         sim.after(100_000, Happening::Report);
-        sim.after(300_000, Happening::Fault);
+        let first = match plan.scene {
+            Scene::Anything => 300_000,
+            Scene::PrimaryStops
+            | Scene::PrimaryMachineStops
+            | Scene::PrimaryCutOff
+            | Scene::OldLeaderCutOff
+            | Scene::LateGrant
+            | Scene::OneAckerRevoked
+            | Scene::Backlog
+            | Scene::ControllersCutOff => 700_000 + sim.chance.below(60_000),
+        };
+        sim.after(first, Happening::Fault);
         sim.after(plan.faults_ms * 1_000, Happening::FaultsEnd);
         sim
     }
@@ -312,15 +318,21 @@ impl Sim {
             order_timeout: Duration::from_millis(300),
             slow_order: Duration::from_millis(600),
             retry: Duration::from_millis(15),
+            settle: Duration::from_millis(10),
             switchover_bound: Duration::from_millis(150),
             replace_acker_after: Duration::from_millis(250),
+            silence: SILENCE,
+            pulse: Duration::from_micros(PULSE),
+            lease: LEASE,
+            kill_time: KILL_TIME,
+            reads: self.reads,
             ..Config::mariadb(cluster, self.names.clone(), racks)
         }
     }
 
     fn run(mut self) -> Outcome {
         // Far more than any run needs: a decider that acts for ever without time passing is a bug as well.
-        let limit = 3_000_000;
+        let limit = 4_000_000;
         while !self.done && self.checker.broken.is_none() {
             let Some(((at, sequence), happening)) = self.agenda.pop_first() else {
                 break;
@@ -334,14 +346,17 @@ impl Sim {
                 self.checker
                     .liveness("too many events: something repeats without end".to_owned());
             }
-            self.happen(happening);
+            match self.sleeper(&happening) {
+                Some(member) => self.members[member].asleep.push(happening),
+                None => self.happen(happening),
+            }
         }
         Outcome {
             hash: self.hash,
             events: self.events,
             writes: self.checker.promised(),
             last_epoch: self.store.as_ref().map_or(Epoch(0), |record| record.epoch),
-            rebuilt: self.rebuilt,
+            tally: self.tally,
             broken: self.checker.broken,
         }
     }
@@ -370,166 +385,6 @@ impl Sim {
     fn id(&mut self) -> u64 {
         self.ids += 1;
         self.ids
-    }
-
-    fn happen(&mut self, happening: Happening) {
-        match happening {
-            Happening::ReadArrives { controller } => {
-                let record = self.store.clone();
-                let delay = self.delay();
-                self.after(delay, Happening::ReadDone { controller, record });
-            }
-            Happening::ReadDone { controller, record } => {
-                self.tell(controller, Input::RecordRead(record))
-            }
-            Happening::CasArrives {
-                controller,
-                attempt,
-                expected,
-                new,
-                answered,
-            } => {
-                self.cas_arrives(controller, attempt, expected, new, answered);
-            }
-            Happening::CasDone {
-                controller,
-                attempt,
-                outcome,
-            } => {
-                self.tell(controller, Input::CasDone { attempt, outcome });
-            }
-            Happening::OrderArrives {
-                controller,
-                member,
-                order,
-            } => self.order_arrives(controller, member, &order),
-            Happening::OrderTimesOut {
-                controller,
-                member,
-                sequence,
-            } => self.order_lost(controller, member, sequence),
-            Happening::ReplyArrives {
-                controller,
-                member,
-                link,
-                reply,
-            } => {
-                let ends = &mut self.controllers[controller].links[member];
-                if ends.up && ends.number == link && ends.outstanding == Some(reply.sequence) {
-                    ends.outstanding = None;
-                    self.tell(controller, Input::Reply(reply));
-                }
-            }
-            Happening::ReportArrives {
-                controller,
-                member,
-                link,
-                report,
-            } => {
-                let ends = &self.controllers[controller].links[member];
-                if ends.up && ends.number == link {
-                    self.tell(controller, Input::Report(report));
-                }
-            }
-            Happening::LinkBreaks { controller, member } => self.link_breaks(controller, member),
-            Happening::LinkHeals { controller, member } => self.link_heals(controller, member),
-            Happening::WakeUp { controller, at } => {
-                if self.controllers[controller].woken == Some(at) {
-                    self.controllers[controller].woken = None;
-                    self.tell(controller, Input::Tick);
-                }
-            }
-            Happening::Execute {
-                member,
-                keeper,
-                sequence,
-            } => self.execute(member, keeper, sequence),
-            Happening::Connect { member, connection } => self.connect(member, connection),
-            Happening::Data {
-                connection,
-                event,
-                upto,
-            } => self.data(connection, event, upto),
-            Happening::ConnectionLost { connection } => self.connection_lost(connection),
-            Happening::Ack { connection, upto } => self.ack(connection, upto),
-            Happening::Apply { member, pid } => self.apply(member, pid),
-            Happening::EngineCommits { member, pid, upto } => {
-                let Member { disk, process, .. } = &mut self.members[member];
-                if process
-                    .as_ref()
-                    .is_some_and(|process| process.incarnation.pid == pid)
-                {
-                    disk.engine = disk.engine.max(upto).min(disk.binlog.len());
-                }
-            }
-            Happening::Write => self.write(),
-            Happening::Report => {
-                for member in 0..self.members.len() {
-                    self.report(member);
-                }
-                self.rebuild_diverged();
-                self.after(100_000, Happening::Report);
-            }
-            Happening::Fault => self.fault(),
-            Happening::KeeperBack { member } => self.keeper_back(member),
-            Happening::ControllerStarts => self.controller_starts(),
-            Happening::ControllerDies { controller } => self.controllers[controller].alive = false,
-            Happening::FaultsEnd => self.faults_end(),
-            Happening::LastLook => self.last_look(),
-        }
-    }
-
-    fn write(&mut self) {
-        let pause = self.clients.between(1_000, 12_000);
-        if !self.done {
-            self.after(pause, Happening::Write);
-        }
-        // Through the endpoint, or straight to a server, as a connection from before would.
-        let member = match self.endpoint.2 {
-            Some(target) if self.clients.chance(600) => target,
-            Some(_) | None => {
-                usize::try_from(self.clients.below(self.members.len() as u64)).unwrap_or(0)
-            }
-        };
-        if self.members[member]
-            .process
-            .as_ref()
-            .is_some_and(|process| !process.read_only)
-        {
-            self.commit(member, What::Write);
-        }
-    }
-
-    /// A commit reaches the binlog, synced, and is sent to whoever replicates.
-    fn commit(&mut self, member: usize, what: What) {
-        let id = self.id();
-        let Member { disk, process, .. } = &mut self.members[member];
-        let Some(process) = process else { return };
-        let server = u32::try_from(member).unwrap_or(u32::MAX);
-        let gtid = Gtid {
-            domain: 0,
-            server,
-            sequence: disk.next_sequence(),
-        };
-        let under = match what {
-            What::Barrier(epoch) => epoch,
-            What::Write => disk.binlog.last().map_or(Epoch(0), |event| event.under),
-        };
-        let event = Event {
-            id,
-            gtid,
-            epoch: process.epoch,
-            under,
-            what,
-        };
-        disk.binlog.push(event);
-        let upto = disk.binlog.len();
-        process.waiting.push(upto);
-        if !process.semi_sync_master {
-            // Nobody is asked: the client is told at once.
-            self.acknowledged(member, upto);
-        }
-        self.send_to_replicas(member);
     }
 }
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use homeostat_model::Sequence;
 
+use super::cut::{Place, site_of};
 use super::server::{Disk, Dump, Event, Io};
-use super::{Connection, Happening, Member, Sim};
+use super::{Connection, Happening, Member, Scene, Sim};
 use crate::{Input, MemberReport, Order, OrderReply};
 
 impl Sim {
@@ -36,7 +37,7 @@ impl Sim {
                 sequence,
             },
         );
-        let calm = self.faults_over;
+        let calm = self.calm();
         if !calm && self.net.chance(20) {
             return;
         }
@@ -55,14 +56,22 @@ impl Sim {
                 },
             );
         }
-        self.after(
-            delay,
-            Happening::OrderArrives {
-                controller,
-                member,
-                order,
-            },
-        );
+        let (from, to) = (site_of(controller), Place::Machine(member));
+        let arrives = Happening::OrderArrives {
+            controller,
+            member,
+            order,
+        };
+        if self.cuts.free(from, to) {
+            self.after(delay, arrives);
+        } else if self.net.chance(700) {
+            self.cuts.hold(from, to, arrives);
+        }
+    }
+
+    /// Nothing but the one fault of a scene, or none any more.
+    pub(super) fn calm(&self) -> bool {
+        self.faults_over || self.plan.scene != Scene::Anything
     }
 
     pub(super) fn order_lost(&mut self, controller: usize, member: usize, sequence: Sequence) {
@@ -75,7 +84,7 @@ impl Sim {
     }
 
     /// In order on this connection.
-    fn on_link(
+    pub(super) fn on_link(
         &mut self,
         controller: usize,
         member: usize,
@@ -84,13 +93,19 @@ impl Sim {
         let delay = self.delay();
         let now = self.now;
         let link = &mut self.controllers[controller].links[member];
+        let number = link.number;
+        let (from, to) = (Place::Machine(member), site_of(controller));
+        if !self.cuts.free(from, to) {
+            self.cuts.hold(from, to, happening(number));
+            return;
+        }
         link.last = link.last.max(now + delay) + 1;
-        let (at, number) = (link.last, link.number);
+        let at = link.last;
         self.at(at, happening(number));
     }
 
     pub(super) fn send_reply(&mut self, controller: usize, member: usize, reply: OrderReply) {
-        if !self.faults_over && self.net.chance(20) {
+        if !self.calm() && self.net.chance(20) {
             return;
         }
         self.on_link(controller, member, |link| Happening::ReplyArrives {
@@ -102,7 +117,9 @@ impl Sim {
     }
 
     pub(super) fn report(&mut self, member: usize) {
-        self.members[member].report_at = self.now;
+        if !self.keeper_awake(member) {
+            return;
+        }
         let Some(report) = self.look(member) else {
             return;
         };
@@ -149,7 +166,26 @@ impl Sim {
     }
 
     pub(super) fn link_heals(&mut self, controller: usize, member: usize) {
-        if !self.controllers[controller].alive || self.controllers[controller].links[member].up {
+        if !self.controllers[controller].alive {
+            return;
+        }
+        let Some(keeper) = self.members[member]
+            .keeper
+            .as_ref()
+            .map(|keeper| keeper.number)
+        else {
+            return;
+        };
+        let link = &self.controllers[controller].links[member];
+        if link.up && link.keeper == keeper {
+            return;
+        }
+        if link.up {
+            // A connection of a keeper that is gone, of which nobody heard.
+            self.link_breaks(controller, member);
+        }
+        if !self.linked(controller, member) || !self.keeper_awake(member) {
+            self.after(20_000, Happening::LinkHeals { controller, member });
             return;
         }
         let Some(report) = self.look(member) else {
@@ -157,6 +193,7 @@ impl Sim {
         };
         let link = &mut self.controllers[controller].links[member];
         link.up = true;
+        link.keeper = keeper;
         link.number += 1;
         self.send_report(controller, member, report);
     }
@@ -195,9 +232,13 @@ impl Sim {
             process: source_process,
             ..
         } = &self.members[source];
-        let let_in = source_process
-            .as_ref()
-            .is_some_and(|source| source.admitted.contains(&member));
+        let (here, there) = (Place::Machine(member), Place::Machine(source));
+        let reaches = self.cuts.free(here, there) && self.cuts.free(there, here);
+        let let_in = reaches
+            && self.answers(source)
+            && source_process
+                .as_ref()
+                .is_some_and(|source| source.admitted.contains(&member));
         if !let_in {
             self.after(20_000, Happening::Connect { member, connection });
             return;
@@ -243,6 +284,7 @@ impl Sim {
             process.io = Io::Connected { connection };
             process.io_position_known = true;
         }
+        self.heard(member, connection);
         // Not measured yet whether the position asked from counts as an acknowledgement: both happen here.
         if semi_sync && start > 0 && self.world.chance(500) {
             let delay = self.delay();
@@ -275,16 +317,19 @@ impl Sim {
             let Some(ends) = self.connections.get_mut(&connection) else {
                 continue;
             };
+            let arrives = Happening::Data {
+                connection,
+                event,
+                upto,
+            };
+            let (from, to) = (Place::Machine(source), Place::Machine(ends.replica));
+            if !self.cuts.free(from, to) {
+                self.cuts.hold(from, to, arrives);
+                continue;
+            }
             ends.last_data = ends.last_data.max(now + delay) + 1;
             let at = ends.last_data;
-            self.at(
-                at,
-                Happening::Data {
-                    connection,
-                    event,
-                    upto,
-                },
-            );
+            self.at(at, arrives);
         }
     }
 
@@ -300,10 +345,16 @@ impl Sim {
         }
         disk.relay.push(event);
         let pid = process.incarnation.pid;
+        self.heard(member, connection);
         if ends.semi_sync {
+            self.receipt(&ends, event);
             let delay = self.delay();
             let now = self.now;
-            if let Some(ends) = self.connections.get_mut(&connection) {
+            let (from, to) = (Place::Machine(member), Place::Machine(ends.source));
+            if !self.cuts.free(from, to) {
+                self.cuts
+                    .hold(from, to, Happening::Ack { connection, upto });
+            } else if let Some(ends) = self.connections.get_mut(&connection) {
                 ends.last_ack = ends.last_ack.max(now + delay) + 1;
                 let at = ends.last_ack;
                 self.at(at, Happening::Ack { connection, upto });
@@ -315,6 +366,25 @@ impl Sim {
             _ => self.world.between(50_000, 400_000),
         };
         self.after(slow, Happening::Apply { member, pid });
+    }
+
+    fn receipt(&mut self, ends: &Connection, event: Event) {
+        let source = self.members[ends.source]
+            .process
+            .as_ref()
+            .filter(|source| source.incarnation.pid == ends.source_pid)
+            .map(|source| source.epoch);
+        let disks: Vec<&Disk> = self.members.iter().map(|member| &member.disk).collect();
+        if let Some(epoch) = source {
+            self.checker.receipt(
+                event,
+                (ends.source, epoch),
+                ends.replica,
+                &disks,
+                &self.names,
+                self.store.as_ref(),
+            );
+        }
     }
 
     pub(super) fn apply(&mut self, member: usize, pid: u32) {
@@ -367,6 +437,7 @@ impl Sim {
             self.checker
                 .acknowledged(event, &disks, &self.names, self.store.as_ref());
         }
+        self.own_barrier_over(member, upto);
         if !done.is_empty() {
             let later = self.world.between(10, 1_500);
             self.after(later, Happening::EngineCommits { member, pid, upto });
@@ -393,7 +464,16 @@ impl Sim {
     /// The source end of these connections is gone: what was sent still arrives, then the replicas notice.
     pub(super) fn dumps_end(&mut self, ended: Vec<Dump>) {
         for dump in ended {
-            let delay = self.delay();
+            let mut delay = self.delay();
+            let ends = self.connections.get(&dump.connection);
+            let unseen = ends.is_some_and(|ends| {
+                let (from, to) = (Place::Machine(ends.source), Place::Machine(ends.replica));
+                !self.cuts.free(from, to) || self.members[ends.source].sleeping.is_some()
+            });
+            if unseen {
+                // Nothing says so: it is found by a timeout.
+                delay += 400_000;
+            }
             let last = self
                 .connections
                 .get(&dump.connection)

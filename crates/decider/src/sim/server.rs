@@ -5,10 +5,12 @@
 //! committed comes back on a restart with the default role, and is cut off with the other one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use homeostat_model::Epoch;
 
-use crate::{Gtid, LogEnd, Recovery, ServerIncarnation};
+use super::judge::Coming;
+use crate::{BootTime, Gtid, LogEnd, Recovery, ServerIncarnation};
 
 /// What an event is, for the checkers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +65,13 @@ pub(super) struct Process {
     pub(super) barrier: Option<Epoch>,
     /// The epoch in which it writes, once it is a holder.
     pub(super) epoch: Epoch,
+    /// On the machine's clock: since when the keeper's read is not answered; how old what came by
+    /// replication was at the last one that was.
+    pub(super) unanswered: Option<BootTime>,
+    pub(super) source_age: Option<Duration>,
+    /// When something came from the source, or the receiver was started.
+    pub(super) heard: Option<BootTime>,
+    pub(super) heard_truly: Coming,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,6 +164,10 @@ impl Process {
             waiting: Vec::new(),
             barrier: None,
             epoch: Epoch(0),
+            unanswered: None,
+            source_age: None,
+            heard: None,
+            heard_truly: Coming::default(),
         }
     }
 }

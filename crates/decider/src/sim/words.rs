@@ -31,8 +31,17 @@ pub(super) fn kind(happening: &Happening) -> u64 {
         Happening::KeeperBack { .. } => 22,
         Happening::ControllerStarts => 23,
         Happening::ControllerDies { .. } => 24,
+        Happening::Heartbeat { .. } => 25,
         Happening::FaultsEnd => 26,
         Happening::LastLook => 27,
+        Happening::LeaseArrives { .. } => 28,
+        Happening::GrantArrives { .. } => 29,
+        Happening::Pulse { .. } => 30,
+        Happening::Deadline { .. } => 31,
+        Happening::Wakes { .. } => 32,
+        Happening::CutHeals { .. } => 33,
+        Happening::Read => 34,
+        Happening::CutBegins { .. } => 35,
     }
 }
 
@@ -65,6 +74,7 @@ pub(super) fn short(input: &Input) -> String {
         Input::RecordRead(None)
         | Input::CasDone { .. }
         | Input::KeeperGone { .. }
+        | Input::LeaseAsked(_)
         | Input::OrderLost { .. }
         | Input::Switchover { .. }
         | Input::Tick => format!("{input:?}"),

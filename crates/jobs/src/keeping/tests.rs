@@ -6,6 +6,7 @@ use std::path::Path;
 
 use homeostat_api::grpc::RemoteCell;
 use homeostat_api::uds;
+use homeostat_api::v1::ServiceState;
 use homeostat_model::ExitCause;
 
 use super::*;
@@ -13,17 +14,13 @@ use super::*;
 /// A loop whose cell cannot be reached: what it makes of events needs none.
 fn job() -> (Loop, mpsc::Receiver<Command>) {
     let (commands, queue) = mpsc::channel(8);
-    let view = View {
-        state: ServiceState::Down,
-        waits_for: String::new(),
-    };
     let cell = Arc::new(RemoteCell::new(uds::channel(Path::new(
         "/nonexistent/cell",
     ))));
     let service = ServiceName::new("web").unwrap();
-    let publish = watch::Sender::new(view);
+    let publish = watch::Sender::new(View::down());
     (
-        Loop::new(service, cell, commands.downgrade(), publish),
+        Loop::new(service, cell, commands.downgrade(), publish, || Chance(0)),
         queue,
     )
 }
@@ -103,4 +100,38 @@ async fn a_late_answer_does_not_overwrite_what_was_seen() {
     job.finished(web(), Finished::Started("new".into(), 1))
         .await;
     assert_eq!(job.tasks[&web()].state, ended());
+}
+
+#[tokio::test]
+async fn a_task_moves_when_its_machine_is_lost_and_is_not_disturbed_by_late_words() {
+    let (mut job, _queue) = job();
+    let lost = TaskEvent {
+        machine_lost: true,
+        ..event(&TaskState::Running { pid: 7 })
+    };
+    job.seen(&event(&TaskState::Running { pid: 7 }));
+    job.seen(&lost);
+    assert_eq!(job.tasks[&web()].ground, Ground::Lost);
+    let elsewhere = Placed {
+        machine: "m2".into(),
+        generation: 2,
+    };
+    job.finished(web(), Finished::Placed(elsewhere.clone()))
+        .await;
+    assert!(job.tasks[&web()].over(), "it is to be started there");
+    job.seen(&event(&TaskState::Running { pid: 7 }));
+    assert_eq!(job.tasks[&web()].placed, Some(elsewhere));
+    assert!(job.tasks[&web()].over(), "what the old place says is past");
+}
+
+#[tokio::test]
+async fn an_end_that_was_asked_for_is_no_failure() {
+    let (mut job, _queue) = job();
+    job.seen(&event(&TaskState::Running { pid: 7 }));
+    job.seen(&event(&TaskState::Stopping { pid: 7 }));
+    job.seen(&event(&ended()));
+    assert_eq!(job.tasks[&web()].tries.failures, 0);
+    job.seen(&event(&TaskState::Running { pid: 8 }));
+    job.seen(&event(&ended()));
+    assert_eq!(job.tasks[&web()].tries.failures, 1);
 }

@@ -8,7 +8,7 @@ use crate::time::Moment;
 use crate::verdict::{Change, Evidence, Observation, Roots, Unknown, Verdict, clipped};
 
 use super::state::{Face, Soundness, Suspicion, Turn};
-use super::{Attempt, Engine};
+use super::{Attempt, Engine, MOST_MISSES_IN_ONE_ROUND, Rounds};
 
 /// What one call to the engine brings about.
 pub(super) struct News {
@@ -39,8 +39,16 @@ impl Engine {
         observation: Observation,
         news: &mut News,
     ) -> Moment {
+        let needless = self.passed_after_fix(id, news);
+        let confirm = self.suite.check(id).confirm;
         let state = &mut self.states[id.index()];
         state.misses = 0;
+        state.history.push_flakes(needless);
+        // In quarantine nobody believed the failure and nobody repaired anything. If it did not count, a check could
+        // leave the quarantine by failing often.
+        if matches!(state.verdict, Verdict::Fail(_)) && state.history.rate().is_too_high() {
+            state.history.push_flakes(confirm);
+        }
         // Only what passed before and passes again has flaked; failures while starting up or during an outage have
         // a cause.
         if let Some(suspicion) = state.suspicion.take()
@@ -65,28 +73,28 @@ impl Engine {
     pub(super) fn failed(
         &mut self,
         id: CheckId,
+        attempt: Attempt,
         observation: Observation,
         news: &mut News,
     ) -> Moment {
         let needs = self.suite.needs(id).len() as u32;
-        let state = &mut self.states[id.index()];
-        state.misses = 0;
-        if matches!(state.verdict, Verdict::Fail(_)) {
-            self.set_verdict(
-                id,
-                Verdict::Fail(Evidence::new(observation, news.now)),
-                news,
-            );
-            return self.next_turn(id, news.now);
+        self.states[id.index()].misses = 0;
+        if let Some(next) = self.failed_as_known(id, &observation, news) {
+            return next;
+        }
+        if let Some(next) = self.failed_while_fixing(id, &observation, news) {
+            return next;
         }
         let verify = if self.rules.hold(Rule::VerifyDependencies) {
             needs
         } else {
             0
         };
+        let since = self.latest;
+        let state = &mut self.states[id.index()];
         let suspicion = state.suspicion.get_or_insert(Suspicion {
             failures: 0,
-            since: self.latest,
+            since,
             unverified: verify,
         });
         suspicion.failures += 1;
@@ -98,12 +106,7 @@ impl Engine {
         };
         if suspicion.failures >= enough && suspicion.unverified == 0 {
             state.suspicion = None;
-            self.set_verdict(
-                id,
-                Verdict::Fail(Evidence::new(observation, news.now)),
-                news,
-            );
-            return self.next_turn(id, news.now);
+            return self.confirmed(id, attempt, observation, news);
         }
         self.show_face(id, news);
         if is_first && verify > 0 {
@@ -121,11 +124,32 @@ impl Engine {
         }
     }
 
+    /// A failure that only confirms the verdict there is.
+    fn failed_as_known(
+        &mut self,
+        id: CheckId,
+        observation: &Observation,
+        news: &mut News,
+    ) -> Option<Moment> {
+        let evidence = Evidence::new(observation.clone(), news.now);
+        match &mut self.states[id.index()].verdict {
+            Verdict::Fail(before) => *before = evidence,
+            Verdict::GaveUp(repair) => repair.evidence = evidence,
+            Verdict::Unknown(_)
+            | Verdict::Pass(_)
+            | Verdict::Flaky { .. }
+            | Verdict::Fixing(_)
+            | Verdict::Blocked(_) => return None,
+        }
+        Some(self.next_turn(id, news.now))
+    }
+
     /// Nothing was learnt, so nothing is believed any more. The first repetition is soon, the later ones less and
     /// less so, down to the regular interval: what hinders the prober is often over in a moment, and if not, more
     /// attempts only make it worse.
     pub(super) fn not_run(&mut self, id: CheckId, why: Unknown, news: &mut News) -> Moment {
         const MOST_DOUBLINGS: u32 = 10;
+        self.not_run_while_fixing(id, news);
         let state = &mut self.states[id.index()];
         let wait = self
             .config
@@ -140,8 +164,12 @@ impl Engine {
             },
             Unknown::Due | Unknown::Waiting | Unknown::Lost { .. } => why,
         };
+        let misses = state.misses;
         self.set_verdict(id, Verdict::Unknown(why), news);
-        news.now.after(wait.min(self.suite.check(id).every))
+        match self.config.rounds {
+            Rounds::One if misses >= MOST_MISSES_IN_ONE_ROUND => Moment::NEVER,
+            Rounds::One | Rounds::Endless => news.now.after(wait.min(self.suite.check(id).every)),
+        }
     }
 
     /// Looks through all that is affected, until nothing is.
@@ -180,6 +208,9 @@ impl Engine {
                 *at = turn;
             }
         }
+        if !tally.all_pass() {
+            self.gate_closed(id, news);
+        }
         self.place(id);
     }
 
@@ -193,7 +224,7 @@ impl Engine {
         }
     }
 
-    fn set_verdict(&mut self, id: CheckId, verdict: Verdict, news: &mut News) {
+    pub(super) fn set_verdict(&mut self, id: CheckId, verdict: Verdict, news: &mut News) {
         let state = &mut self.states[id.index()];
         let is_news = state.verdict.is_news(&verdict);
         let was = std::mem::replace(&mut state.verdict, verdict);
@@ -249,7 +280,9 @@ impl Engine {
             .needs(id)
             .iter()
             .flat_map(|need| match self.verdict(*need) {
-                Verdict::Fail(_) => std::slice::from_ref(need),
+                Verdict::Fail(_) | Verdict::Fixing(_) | Verdict::GaveUp(_) => {
+                    std::slice::from_ref(need)
+                }
                 Verdict::Blocked(_) if !name_roots => std::slice::from_ref(need),
                 Verdict::Blocked(roots) => roots.to_spread(),
                 Verdict::Unknown(_) | Verdict::Pass(_) | Verdict::Flaky { .. } => &[],

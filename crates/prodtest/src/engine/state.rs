@@ -5,14 +5,14 @@ use crate::suite::{CheckId, Suite};
 use crate::time::Moment;
 use crate::verdict::{Unknown, Verdict};
 
-use super::Attempt;
+use super::{Attempt, Fence};
 
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) verdict: Verdict,
     pub(super) turn: Turn,
-    /// Its key in the queue, if it is there.
-    pub(super) queued: Option<Moment>,
+    /// Where its turn is kept, and under which moment; `None`: it may not be run.
+    pub(super) spot: Option<(Spot, Moment)>,
     /// When its latest probe started.
     pub(super) started: Option<Moment>,
     /// The latest probe that passed.
@@ -21,6 +21,8 @@ pub(super) struct State {
     /// Probes in a row that could not be run.
     pub(super) misses: u32,
     pub(super) history: History,
+    /// Of checks that have a fix.
+    pub(super) fix: Option<Box<FixState>>,
     /// What the dependents were told last.
     pub(super) face: Face,
     /// What the dependencies told.
@@ -40,12 +42,13 @@ impl State {
         Self {
             verdict: Verdict::Unknown(why),
             turn: Turn::Waiting { at: now },
-            queued: None,
+            spot: None,
             started: None,
             passed: None,
             suspicion: None,
             misses: 0,
             history: History::default(),
+            fix: suite.check(id).fix.as_ref().map(|_| Box::default()),
             face: Face::Unknown,
             tally: Tally {
                 suspect: 0,
@@ -64,18 +67,85 @@ impl State {
                 Some(_) => Face::Suspect,
             },
             Verdict::Unknown(_) => Face::Unknown,
-            Verdict::Fail(_) | Verdict::Blocked(_) => Face::Bad,
+            Verdict::Fail(_) | Verdict::Fixing(_) | Verdict::GaveUp(_) | Verdict::Blocked(_) => {
+                Face::Bad
+            }
         }
     }
 
     /// Whether its gate is open, and whatever it waits to be verified is.
     pub(super) fn may_run(&self) -> bool {
         self.tally.all_pass()
+            && !self.is_being_changed()
             && self
                 .suspicion
                 .as_ref()
                 .is_none_or(|suspicion| suspicion.unverified == 0)
     }
+
+    /// Whether its fix is being applied: what a probe sees meanwhile is neither before nor after.
+    pub(super) fn is_being_changed(&self) -> bool {
+        self.fix_phase()
+            .is_some_and(|phase| matches!(phase, Phase::Applying { .. }))
+    }
+
+    /// `None` for a check without a fix.
+    pub(super) fn fix_phase(&self) -> Option<Phase> {
+        self.fix.as_ref().map(|fix| fix.phase)
+    }
+}
+
+/// What the engine remembers of a check's fix.
+#[derive(Debug)]
+pub(super) struct FixState {
+    pub(super) phase: Phase,
+    /// How often it was applied since the check passed last.
+    pub(super) applied: u32,
+    /// Before then it is not applied again.
+    pub(super) not_before: Moment,
+    /// Probes since it was applied last; each waits longer than the one before.
+    pub(super) looks: u32,
+    /// The latest one found nothing to do.
+    pub(super) needless: bool,
+    /// What the latest one reported.
+    pub(super) said: String,
+}
+
+impl Default for FixState {
+    fn default() -> Self {
+        Self {
+            phase: Phase::Idle,
+            applied: 0,
+            not_before: Moment::from_millis(0),
+            looks: 0,
+            needless: false,
+            said: String::new(),
+        }
+    }
+}
+
+/// Where a fix is. Whoever is applying or settling holds the resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Idle,
+    /// Its failure is confirmed; it waits for its resource.
+    Ready,
+    /// Even if the check is blocked meanwhile: what has begun is let finish.
+    Applying {
+        fence: Fence,
+        overdue_at: Moment,
+    },
+    Settling {
+        until: Moment,
+    },
+}
+
+/// Where a check that may be run is kept until it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spot {
+    Queue,
+    /// With its target, which has no room.
+    Parked,
 }
 
 /// Where a check is in its round.
@@ -101,7 +171,7 @@ pub(super) struct Running {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Soundness {
     Sound,
-    /// Something it depends on stopped passing while it ran.
+    /// Something it depends on stopped passing while it ran, or its fix began.
     Spoiled,
 }
 
@@ -161,7 +231,7 @@ impl Tally {
 
 /// The 64-bit FNV-1a hash (Fowler, Noll, Vo): the same in each process and version, which the hashes of the standard
 /// library do not promise.
-fn fnv1a(text: &str) -> u64 {
+pub(super) fn fnv1a(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })

@@ -7,53 +7,20 @@ use homeostat_model::CheckName;
 use super::*;
 use crate::{Check, Outcome};
 
-impl Engine {
-    /// The invariants of this module, from scratch.
-    pub(crate) fn lint(&self) -> Result<(), String> {
-        for id in self.suite.ids() {
-            let state = &self.states[id.index()];
-            let mut tally = state::Tally {
-                suspect: 0,
-                unknown: 0,
-                bad: 0,
-            };
-            for need in self.suite.needs(id) {
-                tally.replace(state::Face::Passes, self.states[need.index()].face_now());
-            }
-            if tally != state.tally {
-                return Err(format!(
-                    "{id:?} counts {:?} where {tally:?} is true",
-                    state.tally
-                ));
-            }
-            let (waits_at, overdue_at) = match &state.turn {
-                Turn::Waiting { at } => (Some(*at).filter(|_| state.may_run()), None),
-                Turn::Running(running) => (None, Some(running.overdue_at)),
-            };
-            if self.rules.hold(Rule::RunAfterDependencies) && state.queued != waits_at {
-                return Err(format!(
-                    "{id:?} is queued at {:?} where {waits_at:?} is true",
-                    state.queued
-                ));
-            }
-            if overdue_at.is_some_and(|at| !self.overdue.contains(&(at, id))) {
-                return Err(format!("{id:?} runs without a limit"));
-            }
-        }
-        let queued = self
-            .states
-            .iter()
-            .filter(|state| state.queued.is_some())
-            .count();
-        let running = self
-            .states
-            .iter()
-            .filter(|state| matches!(state.turn, Turn::Running(_)))
-            .count();
-        if (queued, running) != (self.queue.len(), self.overdue.len()) {
-            return Err("the indexes hold checks that do not belong there".into());
-        }
-        Ok(())
+mod fixing;
+mod lint;
+
+fn config(most_at_once: usize) -> EngineConfig {
+    EngineConfig {
+        most_at_once: NonZeroUsize::new(most_at_once).unwrap(),
+        most_per_target: NonZeroUsize::new(2).unwrap(),
+        most_fixes_at_once: NonZeroUsize::new(2).unwrap(),
+        retry: Duration::from_millis(500),
+        back_off: Duration::from_secs(4),
+        longest_back_off: Duration::from_secs(60),
+        rounds: Rounds::Endless,
+        seed: 7,
+        fence: Fence(0),
     }
 }
 
@@ -62,6 +29,7 @@ struct Stage {
     engine: Engine,
     now: u64,
     running: Vec<Run>,
+    fixing: Vec<FixRun>,
     log: String,
 }
 
@@ -76,18 +44,21 @@ impl Stage {
                 every: Duration::from_secs(10),
                 timeout: Duration::from_secs(2),
                 confirm,
+                target: None,
+                fix: None,
             }
         };
-        let suite = Suite::new(graph.split(';').map(check).collect()).unwrap();
-        let config = EngineConfig {
-            most_at_once: NonZeroUsize::new(most_at_once).unwrap(),
-            retry: Duration::from_millis(500),
-        };
-        let engine = Engine::new(suite, config, Moment::from_millis(0));
+        Self::of(graph.split(';').map(check).collect(), most_at_once)
+    }
+
+    fn of(checks: Vec<Check>, most_at_once: usize) -> Self {
+        let suite = Suite::new(checks).unwrap();
+        let engine = Engine::new(suite, config(most_at_once), Moment::from_millis(0));
         let mut stage = Self {
             engine,
             now: 0,
             running: Vec::new(),
+            fixing: Vec::new(),
             log: String::new(),
         };
         stage.due();
@@ -118,6 +89,11 @@ impl Stage {
             .unwrap();
         }
         self.running.extend(due.runs);
+        for fix in &due.fixes {
+            let name = self.engine.suite().name(fix.check);
+            writeln!(self.log, "{:>6} fix {name}", self.now).unwrap();
+        }
+        self.fixing.extend(due.fixes);
         self.engine.lint().unwrap();
     }
 
@@ -134,6 +110,8 @@ impl Stage {
                     format!(" by {}", names.join(", "))
                 }
                 Verdict::Unknown(why) => format!(": {why}"),
+                Verdict::Fixing(repair) => format!(": {}", repair.stage),
+                Verdict::GaveUp(repair) => format!(" after {}", repair.applied),
                 Verdict::Pass(_) | Verdict::Flaky { .. } | Verdict::Fail(_) => String::new(),
             };
             writeln!(

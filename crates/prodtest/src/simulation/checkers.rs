@@ -3,18 +3,24 @@
 
 use std::collections::BTreeMap;
 
-use super::world::RETRY;
-use crate::{Change, CheckId, Engine, Moment, Outcome, Run, Suite, Unknown, Verdict};
+use super::repairs::Repairs;
+use super::world::{MOST_PER_TARGET, RETRY};
+use crate::{
+    Change, CheckId, Engine, FixOutcome, FixRun, Moment, Outcome, Run, Stage, Suite, Unknown,
+    Verdict,
+};
 
 pub(super) struct Watch {
     room: usize,
     checks: BTreeMap<CheckId, Watched>,
+    repairs: Repairs,
     /// Counts what happens, to say what came first.
     tick: u64,
 }
 
 struct Watched {
     confirm: u32,
+    target: Option<String>,
     needs: Vec<CheckId>,
     /// All it depends on, through whatever lies between.
     beneath: Vec<CheckId>,
@@ -31,11 +37,12 @@ struct Watched {
 
 struct Flight {
     run: Run,
+    began: u64,
     spoiled: bool,
 }
 
 impl Watch {
-    pub(super) fn new(suite: &Suite, room: usize) -> Self {
+    pub(super) fn new(suite: &Suite, room: usize, most_fixes: usize) -> Self {
         let mut checks: BTreeMap<CheckId, Watched> = BTreeMap::new();
         for id in suite.ids() {
             let needs = suite.needs(id).to_vec();
@@ -54,6 +61,7 @@ impl Watch {
                 id,
                 Watched {
                     confirm: suite.check(id).confirm,
+                    target: suite.check(id).target.clone(),
                     needs,
                     beneath,
                     broken_since: None,
@@ -69,6 +77,7 @@ impl Watch {
         Self {
             room,
             checks,
+            repairs: Repairs::new(suite, most_fixes),
             tick: 0,
         }
     }
@@ -109,10 +118,14 @@ impl Watch {
                 run.check
             ));
         }
+        self.tick += 1;
+        let began = self.tick;
         self.of(run.check).running = Some(Flight {
             run: run.clone(),
+            began,
             spoiled: false,
         });
+        self.target_is_not_crowded(run.check)?;
         if self
             .checks
             .values()
@@ -125,10 +138,64 @@ impl Watch {
         Ok(())
     }
 
+    fn target_is_not_crowded(&self, id: CheckId) -> Result<(), String> {
+        let Some(target) = &self.checks[&id].target else {
+            return Ok(());
+        };
+        if self.looking_at(target) > MOST_PER_TARGET {
+            return Err(format!("too many probes of {target} at once"));
+        }
+        Ok(())
+    }
+
+    fn looking_at(&self, target: &String) -> usize {
+        let beside = self
+            .checks
+            .values()
+            .filter(|check| check.running.is_some() && check.target.as_ref() == Some(target));
+        beside.count()
+    }
+
+    pub(super) fn is_being_fixed(&self, run: &FixRun) -> bool {
+        self.repairs.is_applying(run)
+    }
+
+    pub(super) fn fix_started(
+        &mut self,
+        run: &FixRun,
+        quarantined: bool,
+        now: Moment,
+    ) -> Result<(), String> {
+        let check = &self.checks[&run.check];
+        if let Some(need) = check.needs.iter().find(|need| !self.is_open(**need)) {
+            return Err(format!(
+                "{:?} is fixed although {need:?} does not pass",
+                run.check
+            ));
+        }
+        if let Some(flight) = &mut self.of(run.check).running {
+            flight.spoiled = true;
+        }
+        self.repairs.started(run, quarantined, now)
+    }
+
+    pub(super) fn fix_ended(
+        &mut self,
+        run: &FixRun,
+        outcome: FixOutcome,
+        now: Moment,
+    ) -> Result<(), String> {
+        self.tick += 1;
+        self.repairs.ended(run, outcome, now, self.tick)
+    }
+
     pub(super) fn given_up(&mut self, run: &Run) -> Result<(), String> {
         let check = self.of(run.check);
         match check.running.take_if(|flight| flight.run == *run) {
-            Some(flight) if !flight.spoiled => check.failures = 0,
+            Some(flight) if !flight.spoiled => {
+                check.failures = 0;
+                self.repairs.disturbed(run.check);
+            }
             Some(_) => {}
             None => return Err(format!("{run:?} was given up, but does not run")),
         }
@@ -146,6 +213,8 @@ impl Watch {
         if flight.spoiled {
             return true;
         }
+        self.repairs.reported(run.check, outcome, flight.began);
+        let check = self.of(run.check);
         match outcome {
             Outcome::Passed | Outcome::NotRun => check.failures = 0,
             Outcome::Failed => {
@@ -165,8 +234,24 @@ impl Watch {
             if std::mem::discriminant(&check.verdict) != std::mem::discriminant(&change.was) {
                 return Err(format!("a change was not announced before {change:?}"));
             }
-            if matches!(change.is, Verdict::Fail(_)) {
-                self.may_fail(change.check)?;
+            match (&change.was, &change.is) {
+                (Verdict::Fixing(_), Verdict::Fixing(repair)) => match repair.stage {
+                    Stage::Queued => self.may_fail(change.check)?,
+                    Stage::LookingAgain
+                    | Stage::Applying
+                    | Stage::Settling { .. }
+                    | Stage::BackingOff { .. }
+                    | Stage::Over => {}
+                },
+                (_, Verdict::GaveUp(_)) => {
+                    self.may_fail(change.check)?;
+                    self.repairs.may_give_up(change.check, now)?;
+                }
+                (_, Verdict::Fail(_) | Verdict::Fixing(_)) => self.may_fail(change.check)?,
+                (_, Verdict::Unknown(_) | Verdict::Blocked(_)) => {
+                    self.repairs.disturbed(change.check);
+                }
+                (_, Verdict::Pass(_) | Verdict::Flaky { .. }) => {}
             }
             let check = self.of(change.check);
             check.verdict = change.is.clone();
@@ -177,7 +262,7 @@ impl Watch {
             if std::mem::take(&mut check.just_failed) {
                 check.last_failure = now;
             }
-            if matches!(check.verdict, Verdict::Fail(_)) {
+            if matches!(check.verdict, Verdict::Fail(_) | Verdict::GaveUp(_)) {
                 check.failures = 0;
             }
         }
@@ -236,7 +321,7 @@ impl Watch {
     }
 
     fn follows_from_dependencies(&self, id: CheckId, check: &Watched) -> Result<(), String> {
-        let fails = |beneath: &&CheckId| matches!(self.checks[beneath].verdict, Verdict::Fail(_));
+        let fails = |beneath: &&CheckId| self.checks[beneath].verdict.is_root();
         let roots: Vec<CheckId> = check.beneath.iter().filter(fails).copied().collect();
         let unknown = check
             .needs
@@ -248,7 +333,9 @@ impl Watch {
             Verdict::Unknown(Unknown::Due | Unknown::NotRun { .. } | Unknown::Lost { .. })
             | Verdict::Pass(_)
             | Verdict::Flaky { .. }
-            | Verdict::Fail(_) => roots.is_empty() && !unknown,
+            | Verdict::Fail(_)
+            | Verdict::Fixing(_)
+            | Verdict::GaveUp(_) => roots.is_empty() && !unknown,
         };
         if right {
             Ok(())
@@ -264,6 +351,16 @@ impl Watch {
     fn is_prompt(&self, id: CheckId, check: &Watched, now: Moment) -> Result<(), String> {
         let may_run = check.running.is_none() && check.needs.iter().all(|need| self.is_open(*need));
         if !may_run {
+            return Ok(());
+        }
+        // While it is fixed or settles it is looked at on a curve of its own.
+        let is_fixed = matches!(check.verdict, Verdict::Fixing(_))
+            || self.repairs.settles(id, check.last_failure);
+        let crowded = check
+            .target
+            .as_ref()
+            .is_some_and(|target| self.looking_at(target) >= MOST_PER_TARGET);
+        if is_fixed || crowded || self.repairs.settles(id, now) {
             return Ok(());
         }
         if check.failures == 0 && matches!(check.verdict, Verdict::Unknown(Unknown::Due)) {
@@ -287,8 +384,8 @@ impl Watch {
             .map(|(&id, _)| id)
             .collect();
         for id in closed {
-            let check = self.of(id);
-            if let Some(flight) = &mut check.running {
+            self.repairs.stirred(id);
+            if let Some(flight) = &mut self.of(id).running {
                 flight.spoiled = true;
             }
         }

@@ -10,19 +10,29 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
 use super::checkers::Watch;
+use super::crew::{Crew, Landing};
 use crate::rules::Rules;
-use crate::{Check, Engine, EngineConfig, Moment, Observation, Outcome, Run, Suite};
+use crate::{
+    Change, Check, CheckId, Due, Engine, EngineConfig, Fence, FixOutcome, FixPolicy, FixRun,
+    Moment, Observation, Outcome, Repeatable, Rounds, Run, Suite,
+};
 
 pub(super) const RETRY: Duration = Duration::from_millis(500);
+pub(super) const BACK_OFF: Duration = Duration::from_secs(4);
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(8);
+pub(super) const FIX_TIMEOUT_MS: u64 = 3_000;
+pub(super) const MOST_PER_TARGET: usize = 2;
 const TIMEOUT_MS: u64 = 2_000;
 const CHAOS_EVENTS: usize = 400;
-/// Long enough for anything to settle: lost probes to be given up and chains to be walked through.
-const CALM: Duration = Duration::from_secs(60);
+/// Long enough for anything to settle: lost probes to be given up, chains to be walked through, and one fix after the
+/// other to be tried as often as it may be.
+const CALM: Duration = Duration::from_secs(300);
 
 /// How likely each kind of trouble is, for each probe or moment.
 struct Trouble {
     flake: f64,
     lost: f64,
+    lost_fix: f64,
     not_run: f64,
     /// Mean time between two breakages, mendings or events of the whole world.
     unrest_ms: u64,
@@ -32,6 +42,9 @@ enum Event {
     /// The moment within a probe at which it looks at the truth.
     Look(Run),
     Report(Run, Outcome),
+    /// The moment within a fix at which it takes effect, and the one at which it is reported.
+    Land(Landing),
+    FixReport(Landing),
     Unrest,
 }
 
@@ -41,6 +54,8 @@ pub(super) struct World {
     unrest: Pcg64Stream,
     engine: Engine,
     watch: Watch,
+    crew: Crew,
+    pub(super) tally: Tally,
     trouble: Trouble,
     now: Moment,
     /// By time, then in the order of planning.
@@ -49,21 +64,40 @@ pub(super) struct World {
     trace: DefaultHasher,
 }
 
+/// What happened in one or many worlds.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) evaluations: u64,
+    pub(super) fixes: u64,
+    /// From one verdict to another, how often.
+    pub(super) transitions: BTreeMap<(&'static str, &'static str), u64>,
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, other: &Tally) {
+        self.evaluations += other.evaluations;
+        self.fixes += other.fixes;
+        for (transition, count) in &other.transitions {
+            *self.transitions.entry(*transition).or_default() += count;
+        }
+    }
+}
+
 /// Each part has randomness of its own, so that a change in one does not shift the others.
-struct Pcg64Stream(Pcg64);
+pub(super) struct Pcg64Stream(Pcg64);
 
 impl Pcg64Stream {
-    fn new(seed: u64, stream: u64) -> Self {
+    pub(super) fn new(seed: u64, stream: u64) -> Self {
         Self(Pcg64::seed_from_u64(
             seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ stream,
         ))
     }
 
-    fn upto(&mut self, most: u64) -> u64 {
+    pub(super) fn upto(&mut self, most: u64) -> u64 {
         self.0.random_range(0..=most)
     }
 
-    fn chance(&mut self, p: f64) -> bool {
+    pub(super) fn chance(&mut self, p: f64) -> bool {
         self.0.random_bool(p)
     }
 }
@@ -77,15 +111,25 @@ impl World {
             flake: [0.0, 0.02, 0.2][graph.upto(2) as usize],
             lost: [0.0, 0.02][graph.upto(1) as usize],
             not_run: [0.0, 0.02][graph.upto(1) as usize],
+            lost_fix: [0.0, 0.1][graph.upto(1) as usize],
             unrest_ms: [300, 3_000, 20_000][graph.upto(2) as usize],
         };
         let now = Moment::from_millis(graph.upto(100_000));
-        let watch = Watch::new(&suite, most_at_once.get());
+        let most_fixes = NonZeroUsize::new(1 + graph.upto(2) as usize).expect("one or more");
+        let watch = Watch::new(&suite, most_at_once.get(), most_fixes.get());
+        let crew = Crew::new(seed, &suite);
         let engine = Engine::with_rules(
             suite,
             EngineConfig {
                 most_at_once,
+                most_per_target: NonZeroUsize::new(MOST_PER_TARGET).expect("one or more"),
+                most_fixes_at_once: most_fixes,
                 retry: RETRY,
+                back_off: BACK_OFF,
+                longest_back_off: LONGEST_BACK_OFF,
+                rounds: Rounds::Endless,
+                seed,
+                fence: Fence(0),
             },
             now,
             rules,
@@ -96,6 +140,8 @@ impl World {
             unrest: Pcg64Stream::new(seed, 3),
             engine,
             watch,
+            crew,
+            tally: Tally::default(),
             trouble,
             now,
             agenda: BTreeMap::new(),
@@ -143,6 +189,10 @@ impl World {
         for (id, verdict) in self.engine.verdicts() {
             let truth = if self.watch.is_broken_beneath(id) {
                 "blocked"
+            } else if self.watch.is_broken(id) && self.crew.mends(id) && !self.quarantined(id) {
+                return self.complain(format!("{id:?} has a fix that works, is {verdict:?}"));
+            } else if self.watch.is_broken(id) && self.crew.has(id) && !self.quarantined(id) {
+                "gave-up"
             } else if self.watch.is_broken(id) {
                 "fail"
             } else {
@@ -160,11 +210,16 @@ impl World {
         Ok(())
     }
 
+    fn quarantined(&self, id: CheckId) -> bool {
+        self.engine.flake_rate(id).is_too_high()
+    }
+
     fn be_calm(&mut self) -> Result<(), String> {
         self.trouble = Trouble {
             flake: 0.0,
             lost: 0.0,
             not_run: 0.0,
+            lost_fix: 0.0,
             unrest_ms: 0,
         };
         self.agenda
@@ -195,21 +250,50 @@ impl World {
             &due.runs.iter().map(|run| run.check).collect::<Vec<_>>(),
         )
             .hash(&mut self.trace);
+        self.carry_out(due).or_else(|why| self.complain(why))
+    }
+
+    fn carry_out(&mut self, due: Due) -> Result<(), String> {
         for run in &due.given_up {
-            self.watch.given_up(run).or_else(|why| self.complain(why))?;
+            self.watch.given_up(run)?;
         }
-        self.watch
-            .changes(&due.changes, self.now)
-            .or_else(|why| self.complain(why))?;
+        for run in &due.fixes_given_up {
+            self.watch.fix_ended(run, FixOutcome::Failed, self.now)?;
+        }
+        self.count(&due.changes);
+        self.watch.changes(&due.changes, self.now)?;
+        for run in due.fixes {
+            let quarantined = self.quarantined(run.check);
+            self.watch.fix_started(&run, quarantined, self.now)?;
+            self.launch_fix(run);
+        }
         for run in due.runs {
-            self.watch.started(&run).or_else(|why| self.complain(why))?;
+            self.watch.started(&run)?;
             self.launch(run);
         }
-        let lint = self
-            .engine
+        self.engine
             .lint()
-            .and_then(|()| self.watch.inspect(&self.engine, self.now));
-        lint.or_else(|why| self.complain(why))
+            .and_then(|()| self.watch.inspect(&self.engine, self.now))
+    }
+
+    fn count(&mut self, changes: &[Change]) {
+        for change in changes {
+            let transition = (change.was.word(), change.is.word());
+            *self.tally.transitions.entry(transition).or_default() += 1;
+        }
+    }
+
+    fn launch_fix(&mut self, run: FixRun) {
+        self.tally.fixes += 1;
+        let lost = self.trouble.lost_fix;
+        let settle = settle_of(self.engine.suite(), run.check);
+        let plan = self.crew.set_out(run, settle, lost);
+        if let Some(in_ms) = plan.lands_in_ms {
+            self.plan(in_ms, Event::Land(plan.landing.clone()));
+        }
+        if let Some(in_ms) = plan.reported_in_ms {
+            self.plan(in_ms, Event::FixReport(plan.landing));
+        }
     }
 
     fn launch(&mut self, run: Run) {
@@ -240,6 +324,14 @@ impl World {
                 Ok(())
             }
             Event::Report(run, outcome) => self.report(&run, outcome),
+            Event::Land(landing) => {
+                let broken = self.watch.is_broken(landing.run.check);
+                if self.crew.land(&landing, broken)? {
+                    self.watch.mend(landing.run.check);
+                }
+                Ok(())
+            }
+            Event::FixReport(landing) => self.report_fix(&landing),
             Event::Unrest => {
                 self.stir();
                 Ok(())
@@ -256,17 +348,40 @@ impl World {
             took: Duration::ZERO,
         };
         (run.check, outcome as u8).hash(&mut self.trace);
+        self.tally.evaluations += 1;
         let taken = self.engine.finished(run, observation, self.now);
         let known = self.watch.finished(run, outcome);
         match (taken, known) {
-            (Ok(changes), true) => self
-                .watch
-                .changes(&changes, self.now)
-                .or_else(|why| self.complain(why)),
+            (Ok(changes), true) => {
+                self.count(&changes);
+                self.watch
+                    .changes(&changes, self.now)
+                    .or_else(|why| self.complain(why))
+            }
             (Err(_), false) => Ok(()),
             (Ok(_), false) => self.complain(format!(
                 "a report about a probe given up was taken: {run:?}"
             )),
+            (Err(stale), true) => self.complain(format!("a report was refused: {stale}")),
+        }
+    }
+
+    fn report_fix(&mut self, landing: &Landing) -> Result<(), String> {
+        let applied = self.crew.report(landing);
+        (landing.run.check, applied.outcome as u8).hash(&mut self.trace);
+        let outcome = applied.outcome;
+        let taken = self.engine.fix_finished(&landing.run, applied, self.now);
+        let known = self.watch.is_being_fixed(&landing.run);
+        match (taken, known) {
+            (Ok(changes), true) => {
+                self.count(&changes);
+                self.watch
+                    .fix_ended(&landing.run, outcome, self.now)
+                    .and_then(|()| self.watch.changes(&changes, self.now))
+                    .or_else(|why| self.complain(why))
+            }
+            (Err(_), false) => Ok(()),
+            (Ok(_), false) => self.complain(format!("a late report was taken: {landing:?}")),
             (Err(stale), true) => self.complain(format!("a report was refused: {stale}")),
         }
     }
@@ -313,6 +428,25 @@ impl World {
     }
 }
 
+fn settle_of(suite: &Suite, id: CheckId) -> Duration {
+    let fix = suite.check(id).fix.as_ref();
+    fix.map_or(Duration::ZERO, |fix| fix.settle)
+}
+
+fn random_fix(random: &mut Pcg64Stream) -> FixPolicy {
+    FixPolicy {
+        resource: format!("resource-{}", random.upto(2)),
+        repeatable: if random.chance(0.7) {
+            Repeatable::Proved
+        } else {
+            Repeatable::NotProved
+        },
+        attempts: 1 + random.upto(2) as u32,
+        timeout: Duration::from_millis(FIX_TIMEOUT_MS),
+        settle: Duration::from_millis(200 + random.upto(4_000)),
+    }
+}
+
 /// Up to a dozen checks, in a graph between loose and dense.
 fn random_suite(random: &mut Pcg64Stream) -> Suite {
     let count = 1 + random.upto(11) as usize;
@@ -330,6 +464,10 @@ fn random_suite(random: &mut Pcg64Stream) -> Suite {
             every: Duration::from_millis(1_000 + random.upto(9_000)),
             timeout: Duration::from_millis(TIMEOUT_MS),
             confirm: 1 + random.upto(2) as u32,
+            target: random
+                .chance(0.5)
+                .then(|| format!("target-{}", random.upto(1))),
+            fix: random.chance(0.6).then(|| random_fix(random)),
         });
     }
     // The engine must not care in which order checks are declared.

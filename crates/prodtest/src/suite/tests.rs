@@ -12,6 +12,8 @@ fn check(name: &str, after: &[&str]) -> Check {
         every: Duration::from_secs(5),
         timeout: Duration::from_secs(1),
         confirm: 2,
+        target: None,
+        fix: None,
     }
 }
 

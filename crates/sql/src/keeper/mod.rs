@@ -39,6 +39,8 @@ use homeostat_supervisor::launch::LaunchFile;
 use homeostat_supervisor::leftovers::{LeftoverError, Swept, kill_leftovers};
 use homeostat_supervisor::run::{ExitFile, RunError, RunLock};
 
+pub(crate) use orders::chain;
+
 pub use call::KeeperCall;
 pub use config::{ConfigError, KeeperConfig, Peer, Programs, Secret};
 

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use super::config::{KeeperConfig, PORT};
 use super::server::{Paths, Server};
 use super::start::start;
-use crate::mariadb::{self, Driver, Known, Member, SqlError, template};
+use crate::mariadb::{self, Driver, Known, Member, Reading, SqlError, template};
 
 /// One `Drain`; a long one is ordered again and goes on where it was.
 const DRAIN: Duration = Duration::from_secs(60);
@@ -61,6 +61,8 @@ pub(crate) struct Job {
     pub context: Rc<Context>,
     pub order: Order,
     pub known: Known,
+    /// The server as it was seen last, where no order was carried out since.
+    pub before: Option<Reading>,
     pub driver: Option<Driver>,
     pub server: Option<Server>,
     /// The last server, for the answer to a `Kill` of none.
@@ -72,11 +74,14 @@ pub(crate) struct Job {
 pub(crate) enum Progress {
     Spawned(Server),
     Ended(ServerIncarnation),
+    Seen(Box<Reading>),
 }
 
 pub(crate) struct Done {
     pub driver: Option<Driver>,
     pub known: Known,
+    /// The server as the order left it, where the order looked.
+    pub seen: Option<Reading>,
     pub outcome: OrderOutcome,
 }
 
@@ -102,6 +107,7 @@ pub(super) fn io_error(what: &'static str) -> impl FnOnce(std::io::Error) -> Ord
 }
 
 pub(crate) async fn carry_out(mut job: Job) -> Done {
+    let mut seen = None;
     let outcome = match &job.order.verb {
         Verb::Learn => OrderOutcome::Done,
         Verb::Start { recovery } => {
@@ -122,11 +128,12 @@ pub(crate) async fn carry_out(mut job: Job) -> Done {
         | Verb::Barrier
         | Verb::Open
         | Verb::Demote { .. }
-        | Verb::Reinstate => ask_server(&mut job).await,
+        | Verb::Reinstate => ask_server(&mut job, &mut seen).await,
     };
     Done {
         driver: job.driver,
         known: job.known,
+        seen,
         outcome,
     }
 }
@@ -151,13 +158,13 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
 }
 
 /// The orders that are statements. A lost connection is followed by the server's exit, if that is why it was lost.
-async fn ask_server(job: &mut Job) -> OrderOutcome {
+async fn ask_server(job: &mut Job, seen: &mut Option<Reading>) -> OrderOutcome {
     let (Some(mut driver), Some(mut server)) = (job.driver.take(), job.server.clone()) else {
         return OrderOutcome::Exited {
             server: job.last.clone(),
         };
     };
-    let outcome = match statements(job, &mut driver).await {
+    let outcome = match statements(job, &mut driver, seen).await {
         Ok(outcome) => outcome,
         Err(error) => match timeout(
             if error.lost() { DYING } else { Duration::ZERO },
@@ -175,7 +182,11 @@ async fn ask_server(job: &mut Job) -> OrderOutcome {
     outcome
 }
 
-async fn statements(job: &mut Job, driver: &mut Driver) -> Result<OrderOutcome, SqlError> {
+async fn statements(
+    job: &mut Job,
+    driver: &mut Driver,
+    seen: &mut Option<Reading>,
+) -> Result<OrderOutcome, SqlError> {
     let context = job.context.clone();
     let member = Member {
         config: &context.config,
@@ -184,12 +195,17 @@ async fn statements(job: &mut Job, driver: &mut Driver) -> Result<OrderOutcome, 
         data: &context.launch.data,
         run: &context.run_dir,
     };
+    let before = job.before.take();
     let known = &mut job.known;
     Ok(match &job.order.verb {
         Verb::StopReceiving => {
             let reading = mariadb::stop_receiving(driver).await?;
+            let facts = reading.facts(&context.config, known);
+            let all_applied = facts.received == Some(facts.applied) && !facts.needs_salvage;
+            *seen = Some(reading);
             OrderOutcome::Stopped {
-                received: reading.facts(&context.config, known).received,
+                received: facts.received,
+                drained: all_applied.then_some(facts.applied),
             }
         }
         Verb::Drain => {
@@ -202,23 +218,23 @@ async fn statements(job: &mut Job, driver: &mut Driver) -> Result<OrderOutcome, 
             OrderOutcome::Drained { applied }
         }
         Verb::Repoint { source, acker } => {
-            mariadb::repoint(driver, &member, known, source, *acker).await?;
+            *seen = Some(mariadb::repoint(driver, &member, known, before, source, *acker).await?);
             // The relay log is empty now, and what it was as a holder is over.
             known.relay = None;
             known.barrier = None;
             OrderOutcome::Done
         }
         Verb::Receive => {
-            mariadb::receive(driver, known).await?;
+            *seen = Some(mariadb::receive(driver, known, before).await?);
             OrderOutcome::Done
         }
         Verb::TakeOver => {
-            mariadb::take_over(driver, &member, known).await?;
+            *seen = Some(mariadb::take_over(driver, &member, known, before).await?);
             known.relay = None;
             OrderOutcome::Done
         }
         Verb::Admit { member: other } => {
-            mariadb::admit(driver, &member, other).await?;
+            *seen = Some(mariadb::admit(driver, &member, other).await?);
             OrderOutcome::Done
         }
         Verb::Expel { member: other } => {
@@ -226,15 +242,24 @@ async fn statements(job: &mut Job, driver: &mut Driver) -> Result<OrderOutcome, 
             OrderOutcome::Done
         }
         Verb::Barrier => {
-            let at = mariadb::barrier(driver, &member).await?;
+            let barrier = mariadb::barrier(driver, &member).await?;
             known.barrier = Some(member.record.epoch);
+            known.application = barrier.application;
             OrderOutcome::BarrierDone {
                 epoch: member.record.epoch,
-                at,
+                at: barrier.at,
             }
         }
         Verb::Open | Verb::Reinstate => {
-            mariadb::open(driver, &member, known).await?;
+            let opened = mariadb::open(driver, &member, known).await?;
+            *seen = Some(match opened.source {
+                None => opened,
+                Some(_) => {
+                    // Told before the order is over: that is what lets clients in.
+                    let _ = job.progress.send(Progress::Seen(Box::new(opened)));
+                    mariadb::forget_source(driver).await?
+                }
+            });
             OrderOutcome::Done
         }
         Verb::Demote { patience_ms } => {

@@ -10,6 +10,7 @@ use homeostat_decider::MemberId;
 use tokio::time::{Instant, sleep};
 
 use super::driver::{Driver, SqlError, quote, text};
+use super::facts::{Reading, run_and_read};
 use super::{Member, STATEMENT};
 
 const PREFIX: &str = "replica-";
@@ -39,13 +40,10 @@ pub async fn unlock(
     driver: &mut Driver,
     this: &Member<'_>,
     member: &MemberId,
-) -> Result<(), SqlError> {
+) -> Result<Reading, SqlError> {
     known(this, member)?;
     let sql = format!("ALTER USER {} ACCOUNT UNLOCK", account(member));
-    driver
-        .run("unlock a replication account", &sql, STATEMENT)
-        .await
-        .map(drop)
+    run_and_read(driver, "unlock a replication account", &sql, STATEMENT).await
 }
 
 /// Locks the accounts of `members` and ends whatever is connected with them; returns when none is left.

@@ -100,7 +100,7 @@ pub struct Login {
 impl Login {
     fn opts(&self) -> Opts {
         // Stated sizes spare the driver the question after each connect; a connection of a keeper may idle for days.
-        let init = "SET SESSION sql_log_bin=0, wait_timeout=31536000, autocommit=1";
+        let init = "SET SESSION sql_log_bin=0, binlog_annotate_row_events=0, wait_timeout=31536000, autocommit=1";
         OptsBuilder::default()
             .socket(Some(self.socket.display().to_string()))
             .user(Some(USER))

@@ -1,6 +1,7 @@
 //! Reads what a server is, in one round trip.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use homeostat_decider::{Gtid, MemberId, Receiver, ServerFacts, Source};
 use homeostat_model::Epoch;
@@ -10,6 +11,7 @@ use super::STATEMENT;
 use super::accounts;
 use super::driver::{Driver, SqlError, text};
 use super::gtid::{beyond, log_end, position};
+use super::holder::Made;
 use crate::keeper::config::KeeperConfig;
 
 /// One look at the server.
@@ -25,7 +27,8 @@ pub struct Reading {
     /// `gtid_slave_pos`, from which a source would be asked.
     pub asks_from: Option<Gtid>,
     pub admitted: BTreeSet<MemberId>,
-    pub receiving: BTreeSet<MemberId>,
+    /// The ids under which others receive.
+    pub receiving: BTreeSet<u32>,
 }
 
 #[derive(Debug, Clone)]
@@ -48,15 +51,32 @@ const READ: &str = "SELECT @@GLOBAL.read_only AS read_only, @@GLOBAL.rpl_semi_sy
     @@GLOBAL.gtid_slave_pos AS asks_from; \
     SHOW ALL SLAVES STATUS; \
     SELECT User AS user, JSON_VALUE(Priv, '$.account_locked') AS locked FROM mysql.global_priv; \
-    SELECT USER AS user FROM information_schema.PROCESSLIST WHERE COMMAND LIKE 'Binlog Dump%'";
+    SHOW SLAVE HOSTS";
 
-/// Looks at the server.
+/// Looks at the server. Cheap for it: nothing here needs a temporary table, as the process list would, on disk.
 ///
 /// # Errors
 /// When it does not answer, or not as a MariaDB of this project does.
 pub async fn read(driver: &mut Driver) -> Result<Reading, SqlError> {
-    let sets = driver.run(WHAT, READ, STATEMENT).await?;
-    let [state, sources, users, dumps] = sets.as_slice() else {
+    reading(&driver.run(WHAT, READ, STATEMENT).await?)
+}
+
+/// Runs statements that return nothing of interest, and looks at the server after them: one round trip for both.
+///
+/// # Errors
+/// As [`Driver::run`] and [`read`].
+pub async fn run_and_read(
+    driver: &mut Driver,
+    what: &'static str,
+    sql: &str,
+    limit: Duration,
+) -> Result<Reading, SqlError> {
+    reading(&driver.run(what, &format!("{sql}; {READ}"), limit).await?)
+}
+
+/// From what [`READ`] returned, last of a batch.
+fn reading(sets: &[Vec<Row>]) -> Result<Reading, SqlError> {
+    let [.., state, sources, users, dumps] = sets else {
         return Err(SqlError::Answer {
             what: WHAT,
             lacks: "one of its four parts",
@@ -83,7 +103,10 @@ pub async fn read(driver: &mut Driver) -> Result<Reading, SqlError> {
             .filter(|row| !locked(row))
             .filter_map(member)
             .collect(),
-        receiving: dumps.iter().filter_map(member).collect(),
+        receiving: dumps
+            .iter()
+            .filter_map(|row| text(row, "Server_id")?.parse().ok())
+            .collect(),
     })
 }
 
@@ -154,7 +177,12 @@ impl Reading {
                 .filter(|member| config.members.contains_key(*member))
                 .cloned()
                 .collect(),
-            receiving: self.receiving.clone(),
+            receiving: config
+                .members
+                .iter()
+                .filter(|(_, peer)| self.receiving.contains(&peer.receiving_id()))
+                .map(|(member, _)| member.clone())
+                .collect(),
             barrier: known.barrier,
         }
     }
@@ -212,6 +240,8 @@ pub struct Known {
     pub source: Option<Source>,
     /// The newest barrier that was acknowledged since the server started.
     pub barrier: Option<Epoch>,
+    /// As it was when that barrier was committed.
+    pub application: Made,
     /// Received events may have been lost with the machine's memory (`sync_relay_log=0` and a reboot).
     pub incomplete: bool,
 }

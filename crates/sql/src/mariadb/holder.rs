@@ -8,9 +8,9 @@ use homeostat_model::Epoch;
 use tokio::time::{Instant, sleep};
 
 use super::driver::{Driver, SqlError, USER, identifier, quote, text};
-use super::facts::{Known, Reading, read};
+use super::facts::{Known, Reading, SourceThreads, read, run_and_read};
 use super::gtid::{epoch_of, first_of, log_end, position};
-use super::receiver::{ensure_drained, stop_receiving};
+use super::receiver::{ensure_drained, ensure_stopped};
 use super::{Member, STATEMENT, accounts};
 use crate::keeper::config::Secret;
 
@@ -25,7 +25,10 @@ pub struct Application {
     pub database: String,
 }
 
-/// Forgets replication and shuts every replica out, verified.
+/// Ends replication and shuts every replica out, verified. `before` is the server as it was seen last, if nothing was
+/// ordered since.
+///
+/// What this member received from is forgotten only after clients were let in ([`forget_source`]).
 ///
 /// # Errors
 /// When received events are not applied, or the result is not as it has to be.
@@ -33,31 +36,34 @@ pub async fn take_over(
     driver: &mut Driver,
     this: &Member<'_>,
     known: &Known,
-) -> Result<(), SqlError> {
-    let mut reading = stop_receiving(driver).await?;
-    if reading.source.is_some() {
-        ensure_drained(driver, known, reading).await?;
-        let sql = "STOP SLAVE; RESET SLAVE ALL; SET GLOBAL rpl_semi_sync_slave_enabled = OFF";
-        driver.run("forget replication", sql, STATEMENT).await?;
-        reading = read(driver).await?;
-    }
+    before: Option<Reading>,
+) -> Result<Reading, SqlError> {
+    let reading = ensure_stopped(driver, before).await?;
     if !(reading.admitted.is_empty() && reading.receiving.is_empty()) {
         let others: Vec<&MemberId> = this.config.members.keys().collect();
         accounts::shut_out(driver, this, &others).await?;
-        reading = read(driver).await?;
     }
     // From here on it writes under its own id. A client that connected before would go on with the other one: it is cut.
     let id = this.own()?.server_id;
-    let sql = format!("SET GLOBAL server_id = {id}; SET SESSION server_id = {id}");
-    driver
-        .run("take the id of a holder", &sql, STATEMENT)
-        .await?;
+    let mut sql = format!("SET GLOBAL server_id = {id}; SET SESSION server_id = {id}; ");
+    if reading.source.is_some() {
+        ensure_drained(driver, known, reading).await?;
+        sql.push_str("STOP SLAVE; SET GLOBAL rpl_semi_sync_slave_enabled = OFF; ");
+    }
+    // A replica that connects makes its source read the binlog from its start up to where it asks from (4 ms a MB were
+    // seen): all that is in it is in everybody's log already, so the next one is begun.
+    sql.push_str("FLUSH BINARY LOGS");
+    let reading = run_and_read(driver, "end replication", &sql, STATEMENT).await?;
     cut_clients(driver).await?;
-    if reading.source.is_some() || !reading.admitted.is_empty() || !reading.receiving.is_empty() {
+    let receives = |source: &SourceThreads| source.receives || source.applies;
+    if reading.source.as_ref().is_some_and(receives)
+        || !reading.admitted.is_empty()
+        || !reading.receiving.is_empty()
+    {
         let what = format!("after the take-over it still has {reading:?}");
         return Err(SqlError::Condition(what));
     }
-    Ok(())
+    Ok(reading)
 }
 
 /// Lets a member receive.
@@ -68,7 +74,7 @@ pub async fn admit(
     driver: &mut Driver,
     this: &Member<'_>,
     member: &MemberId,
-) -> Result<(), SqlError> {
+) -> Result<Reading, SqlError> {
     accounts::unlock(driver, this, member).await
 }
 
@@ -88,8 +94,17 @@ pub async fn expel(
 ///
 /// # Errors
 /// When it was not acknowledged in time: then its connection is gone, and it may be tried again.
-pub async fn barrier(driver: &mut Driver, this: &Member<'_>) -> Result<Gtid, SqlError> {
+pub async fn barrier(driver: &mut Driver, this: &Member<'_>) -> Result<Barrier, SqlError> {
     let reading = read(driver).await?;
+    match &reading.source {
+        None => {}
+        Some(source) if source.receives || source.applies => {
+            let what = format!("it still replicates from {}:{}", source.host, source.port);
+            return Err(SqlError::Condition(what));
+        }
+        // Forgotten when clients are let in, not before: see `forget_source`.
+        Some(_) => {}
+    }
     let at = log_end(reading.applied).barrier;
     let epoch = this.record.epoch;
     if at > epoch {
@@ -110,7 +125,27 @@ pub async fn barrier(driver: &mut Driver, this: &Member<'_>) -> Result<Gtid, Sql
     } else {
         String::new()
     };
-    commit(driver, this, epoch, &jump).await
+    // Looked for now, while the ackers connect, so that `open` need not.
+    let application = application(driver, &this.config.application).await?;
+    Ok(Barrier {
+        at: commit(driver, this, epoch, &jump).await?,
+        application: application.made,
+    })
+}
+
+/// An acknowledged barrier.
+#[derive(Debug, Clone, Copy)]
+pub struct Barrier {
+    pub at: Gtid,
+    pub application: Made,
+}
+
+/// Whether the application's account and database are as they have to be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Made {
+    #[default]
+    NotSeen,
+    Seen,
 }
 
 /// The commit of a barrier and the proof of its acknowledgement, as one batch.
@@ -197,32 +232,55 @@ impl Acks {
 ///
 /// # Errors
 /// When the barrier of this epoch was not acknowledged by this server, or a statement fails.
-pub async fn open(driver: &mut Driver, this: &Member<'_>, known: &Known) -> Result<(), SqlError> {
+pub async fn open(
+    driver: &mut Driver,
+    this: &Member<'_>,
+    known: &Known,
+) -> Result<Reading, SqlError> {
     let epoch = this.record.epoch;
     if known.barrier != Some(epoch) {
         return Err(SqlError::Condition(format!(
             "no barrier of epoch {epoch} was acknowledged to this server"
         )));
     }
-    let reading = read(driver).await?;
-    if !reading.waits_for_ackers || reading.source.is_some() {
-        let what =
-            "it does not wait for ackers, or receives from another member: not fit to be opened";
+    match known.application {
+        Made::Seen => {}
+        Made::NotSeen => provide_application(driver, &this.config.application).await?,
+    }
+    // That it receives from nobody was seen before the barrier, and no order since could have changed it.
+    const OPEN: &str = "BEGIN NOT ATOMIC IF @@GLOBAL.rpl_semi_sync_master_enabled THEN \
+        SET GLOBAL read_only = OFF; END IF; END";
+    let reading = run_and_read(driver, "open for writes", OPEN, STATEMENT).await?;
+    if reading.read_only {
+        let what = "it does not wait for ackers: not fit to be opened";
         return Err(SqlError::Condition(what.into()));
     }
-    provide_application(driver, &this.config.application).await?;
-    let sql = "SET GLOBAL read_only = OFF; SELECT @@GLOBAL.read_only";
-    driver
-        .run("open for writes", sql, STATEMENT)
-        .await
-        .map(drop)
+    Ok(reading)
 }
 
-async fn provide_application(driver: &mut Driver, app: &Application) -> Result<(), SqlError> {
-    const WHAT: &str = "make the application's account";
+/// Forgets what this server received from before it became holder. Some milliseconds of disk that nobody has to wait for.
+///
+/// # Errors
+/// When the statement fails; nothing depends on it.
+pub async fn forget_source(driver: &mut Driver) -> Result<Reading, SqlError> {
+    run_and_read(driver, "forget replication", "RESET SLAVE ALL", STATEMENT).await
+}
+
+/// The application's account as it is looked for.
+struct Found {
+    made: Made,
+    /// Of its password, as the server keeps it.
+    hash: String,
+}
+
+/// In a grant `_` and `%` of a database's name would be wildcards.
+fn pattern(app: &Application) -> String {
+    app.database.replace('_', "\\_").replace('%', "\\%")
+}
+
+async fn application(driver: &mut Driver, app: &Application) -> Result<Found, SqlError> {
+    const WHAT: &str = "look for the application's account";
     let (user, password) = (quote(&app.user), quote(app.password.reveal()));
-    // In a grant `_` and `%` of a database's name would be wildcards.
-    let pattern = app.database.replace('_', "\\_").replace('%', "\\%");
     let look = format!(
         "SELECT PASSWORD({password}) AS hash, \
          (SELECT COUNT(*) FROM information_schema.SCHEMATA WHERE SCHEMA_NAME = {}) AS made, \
@@ -230,11 +288,9 @@ async fn provide_application(driver: &mut Driver, app: &Application) -> Result<(
           WHERE User = {user} AND Host = '%') AS has, \
          (SELECT COUNT(*) FROM mysql.db WHERE User = {user} AND Host = '%' AND Db = {}) AS granted",
         quote(&app.database),
-        quote(&pattern),
+        quote(&pattern(app)),
     );
-    let sets = driver
-        .run("look for the application's account", &look, STATEMENT)
-        .await?;
+    let sets = driver.run(WHAT, &look, STATEMENT).await?;
     let row = sets.first().and_then(|set| set.first());
     let row = row.ok_or(SqlError::Answer {
         what: WHAT,
@@ -245,19 +301,34 @@ async fn provide_application(driver: &mut Driver, app: &Application) -> Result<(
         lacks: "the hash",
     })?;
     let there = |column| text(row, column).is_some_and(|value| value != "0");
-    if there("made") && there("granted") && text(row, "has").is_some_and(|has| has == hash) {
+    let has = text(row, "has").is_some_and(|has| has == hash);
+    let made = match there("made") && there("granted") && has {
+        true => Made::Seen,
+        false => Made::NotSeen,
+    };
+    Ok(Found { made, hash })
+}
+
+/// Makes what is missing of the application's account and database.
+async fn provide_application(driver: &mut Driver, app: &Application) -> Result<(), SqlError> {
+    let found = application(driver, app).await?;
+    if found.made == Made::Seen {
         return Ok(());
     }
+    let user = quote(&app.user);
     // The hash goes into the log, not the password.
     let sql = format!(
         "SET SESSION sql_log_bin = 1; CREATE DATABASE IF NOT EXISTS {}; \
          CREATE USER IF NOT EXISTS {user}@'%'; ALTER USER {user}@'%' IDENTIFIED BY PASSWORD {}; \
          GRANT ALL PRIVILEGES ON {}.* TO {user}@'%'; SET SESSION sql_log_bin = 0",
         identifier(&app.database),
-        quote(&hash),
-        identifier(&pattern),
+        quote(&found.hash),
+        identifier(&pattern(app)),
     );
-    driver.run(WHAT, &sql, BARRIER).await.map(drop)
+    driver
+        .run("make the application's account", &sql, BARRIER)
+        .await
+        .map(drop)
 }
 
 /// Steps down in order: nothing is written any more, nothing waits, and the position is final.

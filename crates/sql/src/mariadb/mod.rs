@@ -23,8 +23,8 @@ pub mod template;
 
 pub use driver::{Driver, Login, SqlError};
 pub use facts::{Known, Reading, read};
-pub use holder::{Application, admit, barrier, demote, expel, open, take_over};
-pub use receiver::{drain, ensure_drained, receive, repoint, stop_receiving};
+pub use holder::{Application, admit, barrier, demote, expel, forget_source, open, take_over};
+pub use receiver::{drain, receive, repoint, stop_receiving};
 
 use std::time::Duration;
 

@@ -7,16 +7,18 @@
 use std::time::Duration;
 
 use homeostat_decider::{Acker, Gtid, LogEnd, Source};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::accounts;
-use super::driver::{Driver, SqlError, quote, text};
-use super::facts::{Known, Reading, read};
+use super::driver::{Driver, Login, SqlError, quote};
+use super::facts::{Known, Reading, read, run_and_read};
 use super::gtid::{beyond, log_end};
 use super::{Member, STATEMENT, holder, salvage};
 
 /// How long `Repoint` and `TakeOver` wait for an applier that is nearly done. `Drain` is the order for longer waits.
 const NEARLY: Duration = Duration::from_secs(2);
+/// An IO thread whose source answers, or is gone, ends in a few milliseconds.
+const PROMPT: Duration = Duration::from_millis(20);
 /// A silent connection to the source is given up after this many seconds (`slave_net_timeout` is larger).
 const HEARTBEAT_S: u32 = 1;
 
@@ -25,40 +27,63 @@ const HEARTBEAT_S: u32 = 1;
 /// # Errors
 /// When the IO thread does not stop, or the server does not answer.
 pub async fn stop_receiving(driver: &mut Driver) -> Result<Reading, SqlError> {
-    let reading = read(driver).await?;
-    if !reading
-        .source
-        .as_ref()
-        .is_some_and(|source| source.receives)
-    {
-        return Ok(reading);
-    }
-    // STOP alone waits up to 2 s for a source that hangs; the thread's own connection can be killed at once.
-    const LIST: &str = "SELECT ID FROM information_schema.PROCESSLIST WHERE COMMAND = 'Slave_IO'";
-    let sets = driver.run("find the IO thread", LIST, STATEMENT).await?;
-    for row in sets.iter().flatten() {
-        let id = text(row, "ID").ok_or(SqlError::Answer {
-            what: "find the IO thread",
-            lacks: "its number",
-        })?;
-        match driver
-            .run("kill the IO thread", &format!("KILL {id}"), STATEMENT)
-            .await
-        {
-            Ok(_) => {}
-            Err(error) if error.code() == Some(1094) => {}
-            Err(error) => return Err(error),
+    const STOP: &str = "STOP SLAVE IO_THREAD";
+    let login = driver.login().clone();
+    let stopping = run_and_read(driver, "stop receiving", STOP, STATEMENT);
+    tokio::pin!(stopping);
+    let reading = tokio::select! {
+        reading = &mut stopping => reading?,
+        // STOP alone waits up to 2 s for a source that hangs; the thread's own connection can be killed at once.
+        () = sleep(PROMPT) => {
+            kill_receiver(login).await?;
+            stopping.await?
         }
-    }
-    driver
-        .run("stop receiving", "STOP SLAVE IO_THREAD", STATEMENT)
-        .await?;
-    let reading = read(driver).await?;
+    };
     match &reading.source {
         Some(source) if source.receives => Err(SqlError::Condition(
             "the IO thread runs on after it was stopped".into(),
         )),
         Some(_) | None => Ok(reading),
+    }
+}
+
+/// Ends the IO thread from another connection.
+async fn kill_receiver(login: Login) -> Result<(), SqlError> {
+    // 1094: it went by itself.
+    const KILL: &str = "BEGIN NOT ATOMIC DECLARE CONTINUE HANDLER FOR 1094 BEGIN END; \
+        FOR io IN (SELECT ID FROM information_schema.PROCESSLIST WHERE USER = 'system user' \
+        AND COMMAND IN ('Slave_IO', 'Connect')) DO KILL io.ID; END FOR; END";
+    let mut other = Driver::new(login);
+    other
+        .run("kill the IO thread", KILL, STATEMENT)
+        .await
+        .map(drop)
+}
+
+/// As [`stop_receiving`], without a statement where `before` says that nothing is received: by itself no server starts.
+pub async fn ensure_stopped(
+    driver: &mut Driver,
+    before: Option<Reading>,
+) -> Result<Reading, SqlError> {
+    let stopped = |reading: &Reading| {
+        let source = reading.source.as_ref();
+        source.is_none_or(|source| !source.receives)
+    };
+    match before.filter(stopped) {
+        Some(reading) => Ok(reading),
+        None => stop_receiving(driver).await,
+    }
+}
+
+/// What `before` says of a server whose threads are both stopped, or a look: running ones may have ended since.
+async fn ensure_known(driver: &mut Driver, before: Option<Reading>) -> Result<Reading, SqlError> {
+    let still = |reading: &Reading| {
+        let source = reading.source.as_ref();
+        source.is_some_and(|source| !source.receives && !source.applies)
+    };
+    match before.filter(still) {
+        Some(reading) => Ok(reading),
+        None => read(driver).await,
     }
 }
 
@@ -158,6 +183,7 @@ fn unapplied(reading: &Reading) -> Option<(Gtid, &super::facts::SourceThreads)> 
 }
 
 /// Names a source and sets or clears the acker flag; starts nothing. IO is stopped and the relay log drained first.
+/// `before` is the server as it was seen last, if nothing was ordered since.
 ///
 /// # Errors
 /// When it is not drained, or a statement fails.
@@ -165,10 +191,11 @@ pub async fn repoint(
     driver: &mut Driver,
     this: &Member<'_>,
     known: &Known,
+    before: Option<Reading>,
     source: &Source,
     acker: Acker,
-) -> Result<(), SqlError> {
-    let reading = stop_receiving(driver).await?;
+) -> Result<Reading, SqlError> {
+    let reading = ensure_stopped(driver, before).await?;
     let reading = ensure_drained(driver, known, reading).await?;
     holder::retire(driver, this, &reading).await?;
     let own = this.own()?;
@@ -202,23 +229,24 @@ pub async fn repoint(
         quote(&accounts::name(this.member)),
         quote(own.replication_password.reveal()),
     ));
-    driver
-        .run("name the source", &sql, STATEMENT)
-        .await
-        .map(drop)
+    run_and_read(driver, "name the source", &sql, STATEMENT).await
 }
 
-/// Starts receiving and applying from the source named last.
+/// Starts receiving and applying from the source named last. `before` is as for [`repoint`].
 ///
 /// # Errors
 /// When no source is named, or starting would purge received events.
-pub async fn receive(driver: &mut Driver, known: &Known) -> Result<(), SqlError> {
-    let reading = read(driver).await?;
+pub async fn receive(
+    driver: &mut Driver,
+    known: &Known,
+    before: Option<Reading>,
+) -> Result<Reading, SqlError> {
+    let reading = ensure_known(driver, before).await?;
     let Some(source) = &reading.source else {
         return Err(SqlError::Condition("no source is named".into()));
     };
     if source.receives && source.applies {
-        return Ok(());
+        return Ok(reading);
     }
     let unapplied = beyond(source.received.or(known.relay), reading.applied);
     if !source.receives && !source.applies && unapplied {
@@ -226,12 +254,11 @@ pub async fn receive(driver: &mut Driver, known: &Known) -> Result<(), SqlError>
             "starting now would purge received events: drain first".into(),
         ));
     }
-    driver
-        .run("start replication", "START SLAVE", STATEMENT)
-        .await?;
-    let reading = read(driver).await?;
+    // Receiving first: it is what commits at the source wait for.
+    const START: &str = "START SLAVE IO_THREAD; START SLAVE SQL_THREAD";
+    let reading = run_and_read(driver, "start replication", START, STATEMENT).await?;
     match &reading.source {
-        Some(source) if source.receives && source.applies => Ok(()),
+        Some(source) if source.receives && source.applies => Ok(reading),
         Some(source) => {
             let why = source
                 .receive_error

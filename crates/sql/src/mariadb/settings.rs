@@ -10,6 +10,7 @@ use homeostat_model::{Bytes, Durability};
 use super::accounts;
 use super::driver::{USER, quote};
 use super::gtid::DOMAIN;
+use crate::copy;
 use crate::keeper::config::{KeeperConfig, Peer, Secret};
 
 /// What a server uses besides its buffer pool, roughly: code, caches, some connections.
@@ -233,7 +234,8 @@ fn pool(limit: Option<Bytes>) -> Bytes {
 }
 
 /// What the server executes before it accepts a connection: the keeper's password of this start, and every replication
-/// account, locked. Nothing of it is logged.
+/// account, locked. An account that a copy left, here or at the member this one was copied from, goes. Nothing of it is
+/// logged.
 pub fn init_file(config: &KeeperConfig, password: &Secret) -> String {
     let mut text = String::from("SET SESSION sql_log_bin = 0;\n");
     let password = quote(password.reveal());
@@ -242,6 +244,7 @@ pub fn init_file(config: &KeeperConfig, password: &Secret) -> String {
         text,
         "ALTER USER '{USER}'@'localhost' IDENTIFIED BY {password} ACCOUNT UNLOCK;"
     );
+    let _ = writeln!(text, "DROP USER IF EXISTS '{}'@'localhost';", copy::USER);
     for (member, peer) in &config.members {
         let account = accounts::account(member);
         let password = quote(peer.replication_password.reveal());

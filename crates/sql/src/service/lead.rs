@@ -139,6 +139,8 @@ impl Lead {
                     version,
                     target,
                 } => self.tell_endpoint(epoch, version, target.as_ref()),
+                // Keepers do not ask for leases yet.
+                Effect::GrantLease { .. } => {}
                 Effect::Note(note) => notes.push(note),
                 Effect::SwitchoverDone { request, result } => {
                     if let Some(Asked {

@@ -161,6 +161,8 @@ impl Story {
         let (epoch_before, primary_before) = match evidence {
             Evidence::ServerExited { holder }
             | Evidence::ServerReplaced { holder }
+            | Evidence::Hung { holder, .. }
+            | Evidence::CutOff { holder, .. }
             | Evidence::SwitchoverAsked { holder, .. } => (note.epoch.0, Some(holder.clone())),
             Evidence::FirstStart => (0, None),
             // The record names the new epoch already, and who held the one before it is in an earlier story.
@@ -292,6 +294,18 @@ pub(super) fn because(evidence: &Evidence) -> String {
         Evidence::ServerReplaced { holder } => {
             format!("{holder}'s server is not the one that opened this epoch")
         }
+        Evidence::Hung {
+            holder,
+            no_answer_ms,
+            ..
+        } => format!(
+            "{holder}'s server answered no read for {no_answer_ms} ms, and its replicas hear nothing from it"
+        ),
+        Evidence::CutOff {
+            holder, silent_ms, ..
+        } => format!(
+            "{holder} was not heard for {silent_ms} ms, and its replicas hear nothing from it"
+        ),
         Evidence::SwitchoverAsked {
             holder,
             to: Some(to),

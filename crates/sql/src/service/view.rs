@@ -390,6 +390,7 @@ mod tests {
             port: 3306,
             record: None,
             held: None,
+            pulse: None,
             server: ServerState::Up {
                 incarnation,
                 facts: facts(n),
@@ -544,6 +545,7 @@ mod tests {
         it.view.waits = vec![Wait::Fence {
             holder: member(0),
             epoch: Epoch(2),
+            missing: Vec::new(),
         }];
         let waits =
             "db-0's keeper: nothing else proves that db-0 acknowledges no more writes of epoch 2";

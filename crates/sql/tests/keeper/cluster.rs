@@ -155,7 +155,7 @@ impl Cluster {
 
     pub fn stop_receiving(&mut self, index: usize) -> Option<LogEnd> {
         match self.order(index, Verb::StopReceiving) {
-            OrderOutcome::Stopped { received } => received,
+            OrderOutcome::Stopped { received, .. } => received,
             other => panic!("db-{index}: {other:?}"),
         }
     }

@@ -180,6 +180,7 @@ impl TestCell {
             service_event: task.said.clone(),
             at_unix_ms: 0,
             synced: false,
+            machine_lost: false,
         }
     }
 
@@ -380,6 +381,8 @@ async fn connect(run: &Path, child: &mut Child) -> Option<UnixStream> {
 impl CellHandle for TestCell {
     async fn hello(&self, _: HelloRequest) -> Result<HelloReply, Refusal> {
         Ok(HelloReply {
+            endpoint_epoch: 0,
+            endpoint_version: 0,
             term: self.term(),
             cell: "test".into(),
         })

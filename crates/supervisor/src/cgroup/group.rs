@@ -135,6 +135,21 @@ impl TaskGroup {
         Ok(true)
     }
 
+    /// How many processes of them the kernel killed because they reached their memory limit; 0 where it does not say.
+    pub fn out_of_memory_kills(&self) -> u64 {
+        let count = |group: &GroupPath| {
+            let file = match group.version {
+                Version::V1 => "memory.oom_control",
+                Version::V2 => "memory.events",
+            };
+            let text = fs::read_to_string(group.path.join(file)).unwrap_or_default();
+            text.lines()
+                .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+                .unwrap_or(0)
+        };
+        self.paths.iter().map(count).sum()
+    }
+
     /// Removes the groups, with whatever groups the task made in them, and the common parent when it was the last.
     ///
     /// # Errors

@@ -58,6 +58,14 @@ pub enum Membership {
     Refused,
 }
 
+/// Where a program reads and writes, when that is not simply its log.
+#[derive(Debug)]
+pub struct Streams {
+    pub stdin: Stdio,
+    pub stdout: Stdio,
+    pub stderr: Stdio,
+}
+
 /// Why nothing was started: a sentence for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -100,27 +108,44 @@ impl Step {
 /// # Errors
 /// [`NotStarted`]: nothing runs.
 pub fn start(plan: &Plan<'_>) -> Result<Started, NotStarted> {
-    let failed = |what: &str, error: io::Error| NotStarted(format!("cannot {what}: {error}"));
-    let Some((program, arguments)) = plan.argv.split_first() else {
-        return Err(NotStarted("the command is empty".to_owned()));
-    };
     let (output, input) =
-        pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed("make a pipe", e.into()))?;
-    let (steps, steps_in) =
         pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed("make a pipe", e.into()))?;
     rustix::io::ioctl_fionbio(&output, true).map_err(|e| failed("set up a pipe", e.into()))?;
     let copy = input
         .try_clone()
         .map_err(|e| failed("copy a descriptor", e))?;
+    let streams = Streams {
+        stdin: Stdio::null(),
+        stdout: input.into(),
+        stderr: copy.into(),
+    };
+    let (process, membership) = start_with(plan, streams)?;
+    Ok(Started {
+        process,
+        output,
+        membership,
+    })
+}
+
+/// As [`start`], for a program whose output is more than a log.
+///
+/// # Errors
+/// [`NotStarted`]: nothing runs.
+pub fn start_with(plan: &Plan<'_>, streams: Streams) -> Result<(Process, Membership), NotStarted> {
+    let Some((program, arguments)) = plan.argv.split_first() else {
+        return Err(NotStarted("the command is empty".to_owned()));
+    };
+    let (steps, steps_in) =
+        pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed("make a pipe", e.into()))?;
     let mut command = Command::new(program);
     command
         .args(arguments)
         .env_clear()
         .envs(plan.env)
         .env(MARKER, plan.run_dir)
-        .stdin(Stdio::null())
-        .stdout(input)
-        .stderr(copy);
+        .stdin(streams.stdin)
+        .stdout(streams.stdout)
+        .stderr(streams.stderr);
     let folder = CString::new(plan.folder.as_os_str().as_bytes())
         .map_err(|_| NotStarted(format!("the folder {:?} contains a zero byte", plan.folder)))?;
     let child = Child {
@@ -142,15 +167,16 @@ pub fn start(plan: &Plan<'_>) -> Result<Started, NotStarted> {
         let step = trace.last().copied().unwrap_or(Step::Fork);
         NotStarted(explain::explain(step, plan, &error))
     })?;
-    Ok(Started {
-        process: identify(child)?,
-        output,
-        membership: if trace.contains(&Step::Refused) {
-            Membership::Refused
-        } else {
-            Membership::Joined
-        },
-    })
+    let membership = if trace.contains(&Step::Refused) {
+        Membership::Refused
+    } else {
+        Membership::Joined
+    };
+    Ok((identify(child)?, membership))
+}
+
+fn failed(what: &str, error: io::Error) -> NotStarted {
+    NotStarted(format!("cannot {what}: {error}"))
 }
 
 /// A child that cannot be named could not be found again either: then it must not run.

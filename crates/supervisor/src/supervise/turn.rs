@@ -276,6 +276,7 @@ impl Supervisor {
                 Life::Starting | Life::Clearing { .. } | Life::Ended { .. } => None,
             };
             if let (Some(child), Some(cause)) = (own, cause_of(status)) {
+                let cause = self.explained(cause);
                 self.life = Life::Clearing {
                     child,
                     cause,
@@ -284,6 +285,21 @@ impl Supervisor {
                 };
                 self.clear(buffer)?;
             }
+        }
+    }
+
+    /// Of all that sends SIGKILL, the kernel's own hand is worth a name. Asked before the group is removed.
+    fn explained(&self, cause: ExitCause) -> ExitCause {
+        match cause {
+            ExitCause::Signal { signal }
+                if signal == Signal::KILL.as_raw() && self.group.out_of_memory_kills() > 0 =>
+            {
+                ExitCause::OutOfMemory
+            }
+            ExitCause::Signal { .. }
+            | ExitCause::Code { .. }
+            | ExitCause::OutOfMemory
+            | ExitCause::NotStarted { .. } => cause,
         }
     }
 

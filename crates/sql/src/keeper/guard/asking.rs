@@ -6,6 +6,7 @@ use homeostat_decider::{Decision, Kept, Order, OrderOutcome, Verb as Ordered};
 use homeostat_supervisor::protocol::{Answer, Phase, Request, Verb};
 use tokio::time::Instant;
 
+use super::looking::BETWEEN_ORDERS;
 use super::{Asker, Guard, WAITING};
 use crate::keeper::call::KeeperCall;
 use crate::keeper::file::FileError;
@@ -112,11 +113,13 @@ impl Guard {
         }
         self.known.source = self.file.source.clone();
         self.known.incomplete = self.file.incomplete.is_some();
+        self.next_look = self.next_look.max(Instant::now() + BETWEEN_ORDERS);
         self.job_of = Some(asker);
         self.job = Some(Box::pin(carry_out(Job {
             context: self.context.clone(),
             order,
             known: self.known.clone(),
+            before: self.reading.take().filter(|_| self.fresh),
             driver: self.driver.take(),
             server: self.server.clone(),
             last: self.file.server.clone(),
@@ -148,7 +151,7 @@ impl Guard {
             file.source = Some(source.clone());
         }
         if file != self.file {
-            file.store(&self.context.launch.data)?;
+            self.memory.store(&file)?;
             self.file = file;
         }
         if let Some(kept) = persist {
@@ -166,7 +169,11 @@ impl Guard {
                 (None, Some(driver), None) => Some(Driver::new(driver.login().clone())),
                 (watcher, _, _) => watcher,
             };
-            self.fresh = false;
+            // What the order saw spares the look that the next one would wait for.
+            self.fresh = match done.seen {
+                Some(seen) => self.saw(seen),
+                None => false,
+            };
             self.look_soon();
         }
         if let Some(asker) = self.job_of.take() {

@@ -14,12 +14,17 @@ use crate::mariadb::{self, Driver, Reading, SqlError};
 
 /// Looks come quickly after a change and slowly when nothing moves: an idle member costs next to nothing.
 pub(super) const QUICK: Duration = Duration::from_millis(20);
+/// Orders of one failover follow each other in less than this, and each says what it saw.
+pub(super) const BETWEEN_ORDERS: Duration = Duration::from_millis(100);
 const MOVING: Duration = Duration::from_secs(1);
 const SLOW: Duration = Duration::from_secs(4);
 
 impl Guard {
     pub(super) fn progressed(&mut self, progress: Progress) {
         match progress {
+            Progress::Seen(reading) => {
+                self.saw(*reading);
+            }
             Progress::Spawned(server) => self.spawned(server),
             Progress::Ended(incarnation) => {
                 if self
@@ -37,6 +42,7 @@ impl Guard {
                 self.look = None;
                 self.known.barrier = None;
                 self.known.relay = None;
+                self.reading = None;
                 self.state = ServerState::Down {
                     initialised: true,
                     last: Some(incarnation),
@@ -62,7 +68,7 @@ impl Guard {
         });
         self.file.server = Some(incarnation);
         // Neither is needed for safety: an orphan of a dead keeper is dead, and found by other traces.
-        if let Err(error) = self.file.store(&self.context.launch.data) {
+        if let Err(error) = self.memory.store(&self.file) {
             self.context.note(&chain(&error));
         }
         if let Err(error) = self.write_run_record() {
@@ -93,7 +99,23 @@ impl Guard {
 
     pub(super) fn look_soon(&mut self) {
         self.pace = QUICK;
-        self.next_look = Instant::now();
+        self.next_look = match self.fresh {
+            true => Instant::now() + BETWEEN_ORDERS,
+            false => Instant::now(),
+        };
+    }
+
+    /// Takes over what an order saw at its end. Says whether that is the server as it is now.
+    pub(super) fn saw(&mut self, reading: Reading) -> bool {
+        let Some(server) = &self.server else {
+            return false;
+        };
+        self.state = ServerState::Up {
+            incarnation: server.incarnation.clone(),
+            facts: reading.facts(&self.context.config, &self.known),
+        };
+        self.reading = Some(reading);
+        true
     }
 
     /// Takes a look when one is due.
@@ -117,6 +139,8 @@ impl Guard {
         self.watcher = Some(driver);
         let newer = self.look_begun_at == self.orders_over && self.job.is_none();
         match seen {
+            // An order that ended since knows better.
+            Ok(_) if self.fresh && self.look_begun_at != self.orders_over => {}
             Ok(reading) => {
                 let facts = reading.facts(&self.context.config, &self.known);
                 let state = ServerState::Up {
@@ -129,6 +153,7 @@ impl Guard {
                     (true, false) => (self.pace * 2).min(SLOW),
                 };
                 self.state = state;
+                self.reading = Some(reading).filter(|_| newer);
             }
             Err(error) => {
                 // It may be on its way out, or hang: what was seen last stays, and orders find out for themselves.

@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::config::KeeperConfig;
-use super::file::KeeperFile;
+use super::file::{KeeperFile, Memory};
 use super::orders::{Context, Done, Progress};
 use super::peers::{PeerEvent, PeerId, Peers};
 use super::server::{Paths, Server};
@@ -50,6 +50,8 @@ pub(crate) struct Guard {
     me: Process,
     phase: Phase,
     core: KeeperCore,
+    memory: Memory,
+    /// What is in `memory`.
     file: KeeperFile,
     listener: UnixListener,
     peers: Peers,
@@ -78,6 +80,8 @@ pub(crate) struct Guard {
     look_begun_at: u64,
     /// `state` is newer than the last order.
     fresh: bool,
+    /// What `state` was made from, where no order was begun since.
+    reading: Option<Reading>,
     next_look: Instant,
     pace: Duration,
     reported: Option<MemberReport>,
@@ -112,9 +116,9 @@ impl Guard {
         let me = process::current().map_err(system("read /proc"))?;
         let boot = BootId(process::boot_id().map_err(system("read the boot id"))?);
         take_data_folder(&launch).map_err(system("take the data folder over"))?;
-        let mut file = KeeperFile::load(&launch.data)?;
+        let (mut memory, mut file) = Memory::open(&launch.data)?;
         if mark_incomplete(&mut file, &config, &boot) {
-            file.store(&launch.data)?;
+            memory.store(&file)?;
         }
         let mut random = [0; 8];
         getrandom::fill(&mut random)
@@ -166,6 +170,7 @@ impl Guard {
             me,
             phase: Phase::Running { child: me },
             core,
+            memory,
             file,
             listener,
             peers: Peers::new(ask),
@@ -186,6 +191,7 @@ impl Guard {
             orders_over: 0,
             look_begun_at: 0,
             fresh: true,
+            reading: None,
             next_look: Instant::now(),
             pace: QUICK,
             reported: None,
@@ -257,6 +263,7 @@ impl Guard {
             port: self.context.port(),
             record: self.core.record().cloned(),
             held: self.core.held(),
+            pulse: None,
             server: self.state.clone(),
         }
     }

@@ -159,6 +159,7 @@ impl Loop {
             resources: Some(resources(spec)),
             fixed_ports: Vec::new(),
             apart: Apart::NeverTogether as i32,
+            leaving: 0,
         });
         let request = PlaceRequest {
             service: self.own.service.to_string(),

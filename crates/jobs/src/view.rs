@@ -1,0 +1,131 @@
+//! What a job's loop shows of itself. Pure.
+
+use std::collections::BTreeMap;
+
+use homeostat_api::v1::ServiceState;
+use homeostat_model::{TaskName, TaskState};
+
+use crate::reconcile::{Ground, Seen, Wanted, Wish};
+use crate::restart::Verdict;
+
+/// What the loop last knew, for inspection.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct View {
+    pub state: ServiceState,
+    pub waits_for: String,
+    /// Tasks replaced since the loop began.
+    pub replaced: u32,
+    /// What there is to tell of a task besides its state.
+    pub notes: BTreeMap<TaskName, String>,
+}
+
+impl View {
+    pub(crate) fn down() -> Self {
+        Self {
+            state: ServiceState::Down,
+            waits_for: String::new(),
+            replaced: 0,
+            notes: BTreeMap::new(),
+        }
+    }
+}
+
+pub(crate) fn view(
+    wish: &Wish,
+    tasks: &BTreeMap<TaskName, Seen>,
+    replaced: u32,
+    held: &str,
+) -> View {
+    let notes = tasks
+        .iter()
+        .filter(|(_, task)| task.tries.verdict() != Verdict::Steady)
+        .map(|(name, task)| (name.clone(), task.tries.to_string()))
+        .collect();
+    let (state, waits_for) = match wish {
+        Wish::Up(wanted) => up(wanted, tasks, held),
+        Wish::Unknown | Wish::Down => ending(wish, tasks),
+    };
+    View {
+        state,
+        waits_for,
+        replaced,
+        notes,
+    }
+}
+
+fn ending(wish: &Wish, tasks: &BTreeMap<TaskName, Seen>) -> (ServiceState, String) {
+    // Of a lost machine nothing is known, and nothing can be waited for.
+    let runs = |task: &&Seen| !task.over() && task.ground != Ground::Lost;
+    let running = tasks.values().filter(runs).count();
+    let quiet = running == 0 && tasks.values().all(|task| !task.busy);
+    match (wish, quiet) {
+        (_, true) => (ServiceState::Down, String::new()),
+        (Wish::Unknown, false) => (
+            ServiceState::Starting,
+            "the leader to say what is wanted".to_owned(),
+        ),
+        (Wish::Down | Wish::Up(_), false) => {
+            (ServiceState::Stopping, format!("{running} tasks to end"))
+        }
+    }
+}
+
+fn up(wanted: &Wanted, tasks: &BTreeMap<TaskName, Seen>, held: &str) -> (ServiceState, String) {
+    let mut missing = Vec::new();
+    let mut outdated = 0;
+    for name in &wanted.tasks {
+        let Some(task) = tasks.get(name) else {
+            continue;
+        };
+        let current = task.fingerprint.as_deref() == Some(wanted.fingerprint.as_str());
+        if task.ground == Ground::Lost {
+            missing.push(format!("{name}: its machine is lost{}", pending(task)));
+            continue;
+        }
+        match &task.state {
+            TaskState::Running { .. } if current => {}
+            TaskState::Running { .. } => {
+                outdated += 1;
+                missing.push(format!("{name} to be replaced"));
+            }
+            TaskState::Pending { why } => missing.push(format!("{name}: {why}")),
+            TaskState::Exited { cause } => {
+                let loops = match task.tries.verdict() {
+                    Verdict::CrashLoop => format!(" ({})", task.tries),
+                    Verdict::Steady | Verdict::Failing => String::new(),
+                };
+                missing.push(format!("{name}: {cause}{loops}"));
+            }
+            TaskState::Starting | TaskState::Stopping { .. } | TaskState::Lost => {
+                missing.push(format!("{name} {}", task.state.word()));
+            }
+        }
+    }
+    if missing.is_empty() {
+        return (ServiceState::Up, String::new());
+    }
+    let state = if missing.len() == outdated {
+        ServiceState::Updating
+    } else if missing.len() < wanted.tasks.len() {
+        ServiceState::Degraded
+    } else {
+        ServiceState::Starting
+    };
+    let mut text = missing.join(", ");
+    if outdated > 0 && !held.is_empty() {
+        text.push_str(&format!("; nothing is replaced while {held}"));
+    }
+    (state, text)
+}
+
+/// Why a task that has to move has not.
+fn pending(task: &Seen) -> String {
+    match &task.state {
+        TaskState::Pending { why } => format!(", and {why}"),
+        TaskState::Starting
+        | TaskState::Running { .. }
+        | TaskState::Stopping { .. }
+        | TaskState::Exited { .. }
+        | TaskState::Lost => String::new(),
+    }
+}

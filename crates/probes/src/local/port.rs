@@ -1,0 +1,133 @@
+//! What listens, as the kernel lists it in `/proc/net`.
+
+use std::fmt;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::{LocalError, LocalProbe, Subject, finish, trouble};
+use crate::call::{Args, CallError};
+use crate::wants::{Facts, Wants};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Port {
+    number: u16,
+    protocol: Protocol,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    /// Over either family.
+    TcpAny,
+    Tcp,
+    Tcp6,
+    Udp,
+    Udp6,
+}
+
+impl Protocol {
+    /// The tables of the kernel, and the state that means listening (`include/net/tcp_states.h`): LISTEN, and for
+    /// udp, which has none, CLOSE.
+    fn tables(self) -> (&'static [&'static str], &'static str) {
+        match self {
+            Protocol::TcpAny => (&["tcp", "tcp6"], "0A"),
+            Protocol::Tcp => (&["tcp"], "0A"),
+            Protocol::Tcp6 => (&["tcp6"], "0A"),
+            Protocol::Udp => (&["udp"], "07"),
+            Protocol::Udp6 => (&["udp6"], "07"),
+        }
+    }
+}
+
+pub(super) fn from_args(args: &Args<'_>) -> Result<LocalProbe, CallError> {
+    let words = [
+        ("tcp", Protocol::Tcp),
+        ("tcp6", Protocol::Tcp6),
+        ("udp", Protocol::Udp),
+        ("udp6", Protocol::Udp6),
+    ];
+    let port = Port {
+        number: match args.whole_number("port")? {
+            Some(0) | None => return args.refuse("port", "0 is no port"),
+            Some(number) => number,
+        },
+        protocol: args.word("protocol", &words)?.unwrap_or(Protocol::TcpAny),
+    };
+    let mut wants = Wants::default();
+    if let Some(matcher) = args.set_matcher("ip")? {
+        wants.push("ip", matcher);
+    }
+    finish(args, "listening", Subject::Port(port), wants)
+}
+
+pub(super) fn facts(port: &Port) -> Result<Option<Facts>, LocalError> {
+    let (tables, listening) = port.protocol.tables();
+    let mut found = Vec::new();
+    for table in tables {
+        let text = match fs::read_to_string(format!("/proc/net/{table}")) {
+            Ok(text) => text,
+            // A kernel without IPv6 has no such table.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(trouble(format!("read /proc/net/{table}"))(error)),
+        };
+        let lines = text.lines().skip(1);
+        found.extend(lines.filter_map(|line| local_address(line, port.number, listening)));
+    }
+    found.sort();
+    found.dedup();
+    let ips: Vec<_> = found.iter().map(IpAddr::to_string).collect();
+    Ok((!found.is_empty()).then(|| Facts::from([("ip", ips.into())])))
+}
+
+/// `  sl: ADDRESS:PORT REMOTE:PORT STATE …`, all hex.
+fn local_address(line: &str, port: u16, listening: &str) -> Option<IpAddr> {
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let (address, number) = fields.next()?.split_once(':')?;
+    let state = fields.nth(1)?;
+    if state != listening || u16::from_str_radix(number, 16).ok()? != port {
+        return None;
+    }
+    // In words of 32 bits, each in the byte order of the machine.
+    let words: Option<Vec<u8>> = (0..address.len() / 8)
+        .map(|word| u32::from_str_radix(address.get(word * 8..word * 8 + 8)?, 16).ok())
+        .map(|word| word.map(u32::to_ne_bytes))
+        .collect::<Option<Vec<_>>>()
+        .map(|words| words.concat());
+    let words = words?;
+    if let Ok(v4) = <[u8; 4]>::try_from(words.as_slice()) {
+        return Some(Ipv4Addr::from(v4).into());
+    }
+    let v6 = <[u8; 16]>::try_from(words.as_slice()).ok()?;
+    Some(Ipv6Addr::from(v6).into())
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.protocol {
+            Protocol::TcpAny | Protocol::Tcp => "tcp",
+            Protocol::Tcp6 => "tcp6",
+            Protocol::Udp => "udp",
+            Protocol::Udp6 => "udp6",
+        };
+        write!(f, "{protocol} port {}", self.number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn addresses_are_read_in_the_kernels_order() {
+        let v4 = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000";
+        assert_eq!(
+            local_address(v4, 8080, "0A"),
+            Some("127.0.0.1".parse().unwrap())
+        );
+        assert_eq!(local_address(v4, 8081, "0A"), None);
+        assert_eq!(local_address(v4, 8080, "01"), None);
+        let v6 = "   1: 00000000000000000000000001000000:0016 0:0 0A";
+        assert_eq!(local_address(v6, 22, "0A"), Some("::1".parse().unwrap()));
+        assert_eq!(local_address("garbage", 22, "0A"), None);
+    }
+}
