@@ -7,13 +7,14 @@ unexport CARGO_TARGET_DIR
 
 CELL ?= examples/shop
 SEEDS ?= 2000
+FAULTS ?= 100
 # Tests that start servers get no faster by starting many of them at once. (The end-to-end tests take turns by themselves.)
 TEST_THREADS ?= 2
 
 HOMEOSTAT := target/release/homeostat
 
 .DEFAULT_GOAL := help
-.PHONY: help deps test-deps build up down test sim bench-cell lint docs clean-state
+.PHONY: help deps test-deps build up down test sim bench-cell soak-failover lint docs clean-state
 
 help: ## list the targets
 	@echo 'usage: make TARGET'
@@ -48,6 +49,10 @@ sim: ## run the failover core through SEEDS=n simulated clusters
 bench-cell: deps ## measure a cell: outage at a failover, switchover, memory, idle CPU
 	@$(MAKE) --no-print-directory build
 	cargo run --release -p homeostat-bench -- cell
+
+soak-failover: deps ## random real faults under load, FAULTS=n of them: nothing acknowledged is lost, nobody replaced in vain
+	@$(MAKE) --no-print-directory build
+	cargo run --release -p homeostat-bench -- soak --faults $(FAULTS)
 
 lint: ## formatting, clippy, and (where cargo-deny is installed) licences and duplicates
 	cargo fmt --all --check

@@ -65,6 +65,7 @@ pub fn write_cell_file(programs: &Programs, folder: &Path) -> anyhow::Result<Pat
 
 pub struct Cell {
     homeostat: PathBuf,
+    file: PathBuf,
     state: PathBuf,
 }
 
@@ -85,18 +86,40 @@ impl Cell {
     ) -> anyhow::Result<(Self, Duration)> {
         let cell = Self {
             homeostat: programs.homeostat.clone(),
+            file: file.to_owned(),
             state: state.to_owned(),
         };
         let began = Instant::now();
-        let deadline = format!("{}s", UP_WITHIN.as_secs());
-        let file = file.display().to_string();
         // From here on dropping it takes the cell down, also when it did not come up.
-        cell.ask(
-            &["up", &file, "--detach", "--deadline", &deadline],
-            UP_WITHIN + ANSWER_WITHIN,
-        )
-        .await?;
+        cell.turn_up().await?;
         Ok((cell, began.elapsed()))
+    }
+
+    async fn turn_up(&self) -> anyhow::Result<()> {
+        let deadline = format!("{}s", UP_WITHIN.as_secs());
+        let file = self.file.display().to_string();
+        let words = ["up", &file, "--detach", "--deadline", &deadline];
+        self.ask(&words, UP_WITHIN + ANSWER_WITHIN).await.map(drop)
+    }
+
+    /// Kills every process of it, all at once, and turns it up again.
+    pub async fn pull_the_cord(&self) -> anyhow::Result<()> {
+        self.kill_all();
+        self.turn_up().await
+    }
+
+    fn kill_all(&self) {
+        let marks = self.marks();
+        let borrowed: Vec<&Path> = marks.iter().map(PathBuf::as_path).collect();
+        // More than once: a process may start another between the look and the kill.
+        for _ in 0..3 {
+            for pid in processes::of(&borrowed).into_keys() {
+                if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+                    let _ = kill_process(pid, Signal::KILL);
+                }
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
     }
 
     /// Takes it down and removes all of it.
@@ -229,16 +252,7 @@ impl Drop for Cell {
             self.state.display()
         );
         let marks = self.marks();
-        let borrowed: Vec<&Path> = marks.iter().map(PathBuf::as_path).collect();
-        // More than once: a process may start another between the look and the kill.
-        for _ in 0..3 {
-            for pid in processes::of(&borrowed).into_keys() {
-                if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-                    let _ = kill_process(pid, Signal::KILL);
-                }
-            }
-            std::thread::sleep(LOOK_EVERY);
-        }
+        self.kill_all();
         for folder in &marks {
             let _ = std::fs::remove_dir_all(folder);
         }

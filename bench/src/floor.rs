@@ -85,8 +85,7 @@ impl Floor {
             .await
             .context("open the first primary")?;
         floor.until_whole().await?;
-        let table =
-            "CREATE TABLE shop.barrier (id INT PRIMARY KEY, commits BIGINT NOT NULL) ENGINE=InnoDB";
+        let table = "SET SESSION sql_log_bin = 1; CREATE TABLE shop.barrier (id INT PRIMARY KEY, commits BIGINT NOT NULL) ENGINE=InnoDB; SET SESSION sql_log_bin = 0";
         batch(floor.servers[0].admin()?, table)
             .await
             .context("make the table of barriers")?;

@@ -123,10 +123,12 @@ pub(super) async fn promote(
 
 const NEW: &str = "NEW";
 const OTHER: &str = "OTHER";
-const UNLOCK: &str = "SET SESSION sql_log_bin = 0; ALTER USER 'replica'@'%' ACCOUNT UNLOCK; SET SESSION sql_log_bin = 1";
+/// Unlogged, as everything in these sessions but the barrier.
+const UNLOCK: &str = "ALTER USER 'replica'@'%' ACCOUNT UNLOCK";
 const START: &str = "START SLAVE IO_THREAD; START SLAVE SQL_THREAD";
 const BARRIER: &str = "SET GLOBAL rpl_semi_sync_master_enabled = ON; \
-    INSERT INTO shop.barrier (id, commits) VALUES (1, 1) ON DUPLICATE KEY UPDATE commits = commits + 1";
+    SET SESSION sql_log_bin = 1; INSERT INTO shop.barrier (id, commits) VALUES (1, 1) ON DUPLICATE KEY UPDATE commits = commits + 1; \
+    SET SESSION sql_log_bin = 0";
 
 /// The end of a received log.
 struct Received(String);

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use homeostat_model::CheckName;
 
-use crate::row::{Report, Row};
+use crate::row::{Report, Row, VERDICTS};
 
 /// As which kind of file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,8 +20,11 @@ pub enum Picture {
     Html,
 }
 
-/// More checks than this are not drawn one by one: what passes, and leads to nothing that does not, is drawn as groups.
+/// In a suite of more checks than this, only what matters for the root causes has a box of its own; the rest is drawn as
+/// groups of the same verdict.
 const MOST_DRAWN: usize = 250;
+/// More boxes than this nobody looks at; the least important are left out, and counted.
+const MOST_BOXES: usize = 500;
 
 /// What is drawn, in an order in which nothing comes before what it depends on.
 #[derive(Debug)]
@@ -30,16 +33,32 @@ pub struct Graph<'a> {
     nodes: Vec<Node<'a>>,
     /// From what is depended on to what depends on it; without those that others imply.
     edges: Vec<Edge>,
+    /// How many checks are in no box.
+    left_out: usize,
 }
 
 #[derive(Debug)]
 enum Node<'a> {
     Check(&'a Row),
-    /// Checks that pass, in one box.
+    /// Checks of the same verdict, in one box.
     Group {
         label: String,
         count: usize,
+        verdict: &'static str,
     },
+}
+
+impl Node<'_> {
+    fn verdict(&self) -> &'static str {
+        match self {
+            Node::Check(row) => row.verdict,
+            Node::Group { verdict, .. } => verdict,
+        }
+    }
+
+    fn is_root(&self) -> bool {
+        matches!(self.verdict(), "fail" | "fixing" | "gave-up")
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,15 +91,14 @@ impl<'a> Graph<'a> {
         let mut edges = BTreeSet::new();
         for (to, needs) in needs.iter().enumerate() {
             for &from in needs {
-                edges.insert((node_of[from], node_of[to]));
+                if let (Some(from), Some(to)) = (node_of[from], node_of[to]) {
+                    edges.insert((from, to));
+                }
             }
         }
         edges.retain(|(from, to)| from != to);
         let edges = without_implied(nodes.len(), &edges);
-        let failing = |index: usize| match &nodes[index] {
-            Node::Check(row) => row.is_root() || row.verdict == "blocked",
-            Node::Group { .. } => false,
-        };
+        let failing = |index: usize| nodes[index].is_root() || nodes[index].verdict() == "blocked";
         let edges = edges.into_iter().map(|(from, to)| Edge {
             from,
             to,
@@ -89,6 +107,7 @@ impl<'a> Graph<'a> {
         Self {
             report,
             edges: edges.collect(),
+            left_out: node_of.iter().filter(|node| node.is_none()).count(),
             nodes,
         }
     }
@@ -106,60 +125,102 @@ impl<'a> Graph<'a> {
     }
 }
 
-/// In a large suite only what does not pass, and what is next to it, has a box of its own.
+/// In a large suite: root causes and what nobody knows, what they need, and what they block directly, as far as it fits.
 fn drawn_alone(rows: &[&Row], needs: &[Vec<usize>]) -> Vec<bool> {
     if rows.len() <= MOST_DRAWN {
         return vec![true; rows.len()];
     }
-    let mut drawn: Vec<bool> = rows.iter().map(|row| row.verdict != "pass").collect();
-    for (to, needs) in needs.iter().enumerate() {
-        if rows[to].is_root() {
-            for &from in needs {
-                drawn[from] = true;
+    let mut drawn = vec![false; rows.len()];
+    let mut room = MOST_DRAWN;
+    let mut draw = |index: usize, drawn: &mut Vec<bool>| {
+        if room > 0 && !drawn[index] {
+            drawn[index] = true;
+            room -= 1;
+        }
+    };
+    for wanted in [true, false] {
+        for (index, row) in rows.iter().enumerate() {
+            let odd = !matches!(row.verdict, "pass" | "blocked");
+            if odd && row.is_root() == wanted {
+                draw(index, &mut drawn);
             }
+        }
+    }
+    for (to, needs) in needs.iter().enumerate() {
+        let below_root = needs.iter().any(|from| rows[*from].is_root());
+        if rows[to].is_root() {
+            needs.iter().for_each(|from| draw(*from, &mut drawn));
+        } else if below_root {
+            draw(to, &mut drawn);
         }
     }
     drawn
 }
 
-/// The nodes, and which one stands for each check. Groups are by how deep a check is and by the first part of its name.
+/// A node with what it stands for, before the least important are left out.
+struct Keyed<'a> {
+    depth: usize,
+    node: Node<'a>,
+    members: Vec<usize>,
+}
+
+/// The nodes, and which one stands for each check. Groups are of the same depth, verdict, and first part of the name.
 fn nodes<'a>(
     rows: &[&'a Row],
     needs: &[Vec<usize>],
     drawn: &[bool],
-) -> (Vec<Node<'a>>, Vec<usize>) {
+) -> (Vec<Node<'a>>, Vec<Option<usize>>) {
     let depth = layout::depths(needs);
-    let mut groups: BTreeMap<(usize, &str), Vec<usize>> = BTreeMap::new();
+    let mut groups: BTreeMap<(usize, &str, &'static str), Vec<usize>> = BTreeMap::new();
+    let mut all = Vec::new();
     for (index, row) in rows.iter().enumerate() {
-        if !drawn[index] {
+        if drawn[index] {
+            all.push(Keyed {
+                depth: depth[index],
+                node: Node::Check(row),
+                members: vec![index],
+            });
+        } else {
             let name = row.name.as_str();
             let begin = name.split_once('/').map_or("", |(begin, _)| begin);
-            groups.entry((depth[index], begin)).or_default().push(index);
+            groups
+                .entry((depth[index], begin, row.verdict))
+                .or_default()
+                .push(index);
         }
     }
-    let mut keyed: Vec<(usize, Node<'a>, Vec<usize>)> = Vec::new();
-    for ((depth, begin), members) in groups {
+    for ((depth, begin, verdict), members) in groups {
         let label = if begin.is_empty() {
             "others".to_owned()
         } else {
             format!("{begin}/…")
         };
-        let count = members.len();
-        keyed.push((depth, Node::Group { label, count }, members));
+        all.push(Keyed {
+            depth,
+            node: Node::Group {
+                label,
+                count: members.len(),
+                verdict,
+            },
+            members,
+        });
     }
-    for (index, row) in rows.iter().enumerate() {
-        if drawn[index] {
-            keyed.push((depth[index], Node::Check(row), vec![index]));
-        }
-    }
-    keyed.sort_by_key(|(depth, _, members)| (*depth, members.first().copied()));
-    let mut node_of = vec![0; rows.len()];
+    // Worst first, to be kept; then as they are drawn.
+    let rank = |keyed: &Keyed<'_>| {
+        VERDICTS
+            .iter()
+            .position(|word| *word == keyed.node.verdict())
+    };
+    all.sort_by_key(rank);
+    all.truncate(MOST_BOXES);
+    all.sort_by_key(|keyed| (keyed.depth, keyed.members.first().copied()));
+    let mut node_of = vec![None; rows.len()];
     let mut nodes = Vec::new();
-    for (_, node, members) in keyed {
-        for member in members {
-            node_of[member] = nodes.len();
+    for keyed in all {
+        for member in keyed.members {
+            node_of[member] = Some(nodes.len());
         }
-        nodes.push(node);
+        nodes.push(keyed.node);
     }
     (nodes, node_of)
 }

@@ -66,6 +66,27 @@ impl Hands {
     }
 }
 
+/// What a command started, and what left its group, is searched for and killed on threads that probes leave behind. They
+/// would end with this process before they have found everything.
+pub(crate) async fn reapers_are_done() {
+    const WITHIN: Duration = Duration::from_secs(3);
+    const LOOK_EVERY: Duration = Duration::from_millis(5);
+    let began = Instant::now();
+    while began.elapsed() < WITHIN && reapers_work() {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// By their name, which is what `homeostat-probes` gives them.
+fn reapers_work() -> bool {
+    let tasks = std::fs::read_dir("/proc/self/task")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut names = tasks.filter_map(|task| std::fs::read(task.path().join("comm")).ok());
+    names.any(|name| name == b"probe-reaper\n")
+}
+
 /// An error and what caused it, in one line.
 pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

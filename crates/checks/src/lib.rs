@@ -31,4 +31,4 @@ pub use report::{Colour, Json, Junit, Prometheus, Tap, Terminal};
 pub use row::{Report, Row, Standing, Summary};
 pub use run::{Doing, Ended, RunError, RunOptions, run};
 pub use select::{Chosen, NothingChosen, Selection};
-pub use suite::{Item, Suite, SuiteProblem, judge};
+pub use suite::{Item, Suite, SuiteProblem, goss_to_site, judge};

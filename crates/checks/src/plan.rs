@@ -1,5 +1,6 @@
 //! What would be repaired: exactly what a run that repairs would do next, and what could follow.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use homeostat_model::CheckName;
@@ -8,6 +9,7 @@ use serde::Serialize;
 use crate::hands::with_causes;
 use crate::row::Report;
 use crate::select::Chosen;
+use crate::suite::Item;
 
 /// The longest that planning one fix may take.
 const WITHIN: Duration = Duration::from_secs(30);
@@ -43,9 +45,14 @@ pub async fn plan(chosen: &Chosen, report: &Report) -> Plan {
         fixes: Vec::new(),
         afterwards: Vec::new(),
     };
+    let items: BTreeMap<&CheckName, &Item> = chosen
+        .suite
+        .items
+        .iter()
+        .map(|item| (&item.name, item))
+        .collect();
     for row in report.checks.iter().filter(|row| row.asked) {
-        let item = chosen.suite.items.iter().find(|item| item.name == row.name);
-        let Some(fix) = item.and_then(|item| item.fix.as_ref()) else {
+        let Some(fix) = items.get(&row.name).and_then(|item| item.fix.as_ref()) else {
             continue;
         };
         if row.is_root() {

@@ -18,3 +18,6 @@ fn names(names: &[CheckName]) -> String {
     let names: Vec<&str> = names.iter().map(CheckName::as_str).collect();
     names.join(", ")
 }
+
+#[cfg(test)]
+mod tests;

@@ -168,6 +168,24 @@ impl Summary {
         Self(counts)
     }
 
+    /// Of verdicts by their words; one that this program does not know is unknown.
+    pub fn of_words<'a>(words: impl Iterator<Item = &'a str>) -> Self {
+        let mut counts = BTreeMap::new();
+        for word in words {
+            let known = VERDICTS.iter().find(|verdict| **verdict == word);
+            *counts.entry(*known.unwrap_or(&"unknown")).or_default() += 1;
+        }
+        Self(counts)
+    }
+
+    /// The one of several verdicts that a person has to know first.
+    pub fn worst<'a>(mut words: impl Iterator<Item = &'a str> + Clone) -> Option<&'a str> {
+        let known = VERDICTS
+            .iter()
+            .find_map(|verdict| words.clone().find(|word| word == verdict));
+        known.or_else(|| words.next())
+    }
+
     pub fn count(&self, verdict: &str) -> usize {
         self.0.get(verdict).copied().unwrap_or(0)
     }

@@ -150,6 +150,7 @@ pub async fn run(
     let mut run = Loop::new(chosen, options, reporter)?;
     let ended = run.until_the_end(chosen, options, stop).await;
     run.tasks.shutdown().await;
+    crate::hands::reapers_are_done().await;
     let stopped = ended?;
     let report = run.report(&chosen.suite.skipped);
     run.reporter
@@ -400,8 +401,11 @@ impl<'a> Loop<'a> {
                 | Verdict::Blocked(_) => {}
             }
             if let Some(row) = self.row(change.check) {
-                let was = change.was.word();
-                let event = Event::Changed { was, row: &row };
+                let event = Event::Changed {
+                    was: change.was.word(),
+                    row: &row,
+                    at: &self.clock.wall(change.at),
+                };
                 self.reporter.event(&event).map_err(RunError::Output)?;
             }
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use homeostat_cellfile::{BadCall, CallUse, SiteCheck, SiteSpec};
-use homeostat_model::library::Call;
+use homeostat_model::library::{self, Call, Role};
 use homeostat_model::{BadName, CheckName};
 use homeostat_probes::{CallError, Fix, Probe, goss};
 use homeostat_prodtest::{Check, FixPolicy, Repeatable, SuiteError};
@@ -21,6 +21,8 @@ pub struct Item {
     pub name: CheckName,
     pub probe: Probe,
     pub fix: Option<Fix>,
+    /// Whether its fix may be applied again when it did not help.
+    pub repeatable: Repeatable,
     pub after: Vec<CheckName>,
     pub owner: Option<String>,
     pub tags: Vec<String>,
@@ -91,6 +93,14 @@ pub fn judge(call: &Call, call_use: CallUse) -> Result<(), BadCall> {
     }
 }
 
+/// A goss file, written in our language.
+///
+/// # Errors
+/// When it is no plain goss file.
+pub fn goss_to_site(text: &str) -> Result<String, goss::GossError> {
+    goss::to_starlark(text)
+}
+
 impl Suite {
     /// # Errors
     /// [`SuiteProblem`] when a call cannot be carried out, which [`judge`] finds earlier and with its place.
@@ -120,6 +130,7 @@ impl Suite {
                 target: target(&check.call),
                 watched: watched(&check.call),
                 fix: None,
+                repeatable: Repeatable::NotProved,
                 after: Vec::new(),
                 owner: None,
                 tags: Vec::new(),
@@ -160,7 +171,7 @@ impl Suite {
                 .filter(|_| fixes(item))
                 .map(|fix| FixPolicy {
                     resource: fix.resource(),
-                    repeatable: Repeatable::Proved,
+                    repeatable: item.repeatable,
                     attempts: item.attempts,
                     timeout: FIX_TIMEOUT,
                     settle: item.settle,
@@ -193,6 +204,7 @@ fn item(check: SiteCheck) -> Result<Item, SuiteProblem> {
     Ok(Item {
         target: looked_at.and_then(target),
         watched: looked_at.and_then(watched),
+        repeatable: check.fix.as_ref().map_or(Repeatable::NotProved, repeatable),
         probe,
         fix,
         after: check.after,
@@ -205,6 +217,16 @@ fn item(check: SiteCheck) -> Result<Item, SuiteProblem> {
         timeout: check.timeout,
         name,
     })
+}
+
+/// What says how things must be does nothing the second time: it compares before it changes. What acts does whatever it
+/// is told to, each time.
+fn repeatable(fix: &Call) -> Repeatable {
+    match library::kind(&fix.kind).map(|kind| kind.role) {
+        // Nobody knows what somebody's own program does.
+        Some(Role::State) if fix.kind != "program" => Repeatable::Proved,
+        Some(Role::State | Role::Probe | Role::Fix) | None => Repeatable::NotProved,
+    }
 }
 
 /// Whom a probe asks: servers are counted one by one, what is on this machine is not.

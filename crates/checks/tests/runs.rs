@@ -64,13 +64,15 @@ check("reader", probe = command(["/bin/cat", "{dir}/a/b"], stdout = "hello\n"), 
 async fn a_fix_that_does_not_help_is_given_up() {
     let site = Site::new(
         r#"
-check("web", probe = file("{dir}/never"), fix = run(["/bin/true"], unless = ["/bin/false"]), confirm = 1, attempts = 2, settle = "100ms")
-check("page", probe = file("{dir}"), after = ["web"])
+check("web", probe = file("{dir}/never"), fix = directory("{dir}/beside"), confirm = 1, attempts = 2, settle = "100ms")
+check("acts", probe = file("{dir}/never"), fix = run(["/bin/true"], unless = ["/bin/false"]), confirm = 1, attempts = 2, settle = "100ms")
+check("page", probe = directory("{dir}"), after = ["web"])
 "#,
     );
     let report = site.run(Doing::Repair).await.report;
-    assert_eq!(words(&report), "web gave-up, page blocked");
+    assert_eq!(words(&report), "web gave-up, acts gave-up, page blocked");
     assert_eq!(report.checks[0].fixes, 2);
+    assert_eq!(report.checks[1].fixes, 1, "what acts is not repeated");
     assert_eq!(report.summary.standing(), Standing::GaveUp);
 }
 
@@ -120,7 +122,7 @@ async fn probes_that_hang_or_garble_end_in_time() {
         r#"
 check("hangs", probe = command(["/bin/sleep", "1000"]), timeout = "300ms", confirm = 1)
 check("garbles", probe = command("printf '\\377\\376\\001\\033[31m'; exit 3"), confirm = 1)
-check("leaves-children", probe = command("sleep 1000 & setsid sleep 1001 & exit 0"), confirm = 1)
+check("leaves-children", probe = command("sleep 1007 & exit 0"), confirm = 1)
 "#,
     );
     let began = Instant::now();
@@ -130,6 +132,7 @@ check("leaves-children", probe = command("sleep 1000 & setsid sleep 1001 & exit 
         words(&report),
         "hangs fail, garbles fail, leaves-children pass"
     );
+    assert!(!common::runs("sleep 1007"), "its children end with it");
     let seen = &report.checks[1].seen;
     assert!(!seen.chars().any(char::is_control), "{seen:?}");
 }
@@ -138,7 +141,7 @@ check("leaves-children", probe = command("sleep 1000 & setsid sleep 1001 & exit 
 async fn who_is_stopped_leaves_nothing_running() {
     let site = Site::new(
         r#"
-check("long", probe = command(["/bin/sh", "-c", "touch {dir}/began; sleep 1003; true"]), timeout = "60s")
+check("long", probe = command(["/bin/sh", "-c", "touch {dir}/began; setsid sleep 1005 & sleep 1003; true"]), timeout = "60s")
 "#,
     );
     let began = site.path("began");
@@ -151,6 +154,10 @@ check("long", probe = command(["/bin/sh", "-c", "touch {dir}/began; sleep 1003; 
     assert!(ended.stopped);
     assert_eq!(words(&ended.report), "long unknown", "nothing was learnt");
     assert!(!common::runs("sleep 1003"));
+    assert!(
+        !common::runs("sleep 1005"),
+        "it left the group, and does not get away"
+    );
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::check::CheckOptions;
+use crate::check_file::ConvertOptions;
 
 /// Runs a cell: a pool of machines and the services on it.
 #[derive(Debug, Parser)]
@@ -27,6 +28,8 @@ pub(crate) struct Arguments {
 pub(crate) enum Verb {
     /// Run production tests over this machine and what it can reach, and repair what fails
     Check(CheckOptions),
+    /// Write a goss file as a file of checks
+    Convert(ConvertOptions),
     /// Turn a cell up, and watch it come up
     Up(UpOptions),
     /// Take the cell down; its data stays

@@ -14,6 +14,7 @@ use homeostat_checks::{
 use homeostat_prodtest::Rounds;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::check_cells;
 use crate::check_file;
 use crate::failure::Failure;
 use crate::style::{self, Output};
@@ -21,7 +22,8 @@ use crate::style::{self, Output};
 #[derive(Debug, Args)]
 pub(crate) struct CheckOptions {
     /// A file of checks (site.star), a folder with one in it, or a goss file (.yaml)
-    pub path: PathBuf,
+    #[arg(required_unless_present = "cell")]
+    pub path: Option<PathBuf>,
     /// Repair what fails, and was asked for
     #[arg(long)]
     pub fix: bool,
@@ -48,6 +50,13 @@ pub(crate) struct CheckOptions {
     /// Draw the checks and what depends on what into a file: .svg, .html or .dot
     #[arg(long, value_name = "FILE", conflicts_with = "watch")]
     pub graph: Option<PathBuf>,
+    /// Show the checks that this cell (its state folder) runs by itself; several make a matrix of service by cell
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with_all = ["path", "fix", "plan", "watch", "only", "tag", "owner", "set", "graph", "at_once"]
+    )]
+    pub cell: Vec<PathBuf>,
     /// How many probes run at the same moment
     #[arg(long, value_name = "N")]
     pub at_once: Option<NonZeroUsize>,
@@ -66,9 +75,12 @@ pub(crate) enum Format {
 const STOPPED: u8 = 130;
 
 pub(crate) async fn check(options: CheckOptions) -> Result<ExitCode, Failure> {
+    let Some(path) = &options.path else {
+        return check_cells::matrix(&options.cell, options.format).await;
+    };
     let picture = options.graph.as_deref().map(picture).transpose()?;
     let rounds = rounds(&options)?;
-    let suite = check_file::read(&options.path, &options.set)?;
+    let suite = check_file::read(path, &options.set)?;
     let selection = Selection {
         names: options.only.clone(),
         tags: options.tag.clone(),
@@ -106,14 +118,19 @@ fn rounds(options: &CheckOptions) -> Result<Rounds, Failure> {
 }
 
 async fn run(chosen: &Chosen, options: &CheckOptions, rounds: Rounds) -> Result<Ended, Failure> {
-    let doing = if options.fix { Doing::Repair } else { Doing::Look };
+    let doing = if options.fix {
+        Doing::Repair
+    } else {
+        Doing::Look
+    };
     let chance = std::hash::RandomState::new().build_hasher().finish();
     let mut run_options = RunOptions::usual(doing, rounds, chance);
     if let Some(at_once) = options.at_once {
         run_options.most_at_once = at_once;
     }
     let mut reporter = reporter(options, rounds);
-    let bug = |error: io::Error| Failure::bug(anyhow::anyhow!(error).context("cannot await signals"));
+    let bug =
+        |error: io::Error| Failure::bug(anyhow::anyhow!(error).context("cannot await signals"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(bug)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(bug)?;
     let stop = async {
@@ -210,16 +227,20 @@ fn draw(report: &Report, path: &Path, picture: Picture) -> Result<(), Failure> {
     })
 }
 
-/// Documented in docs/src/checks.md.
 fn exit_code(ended: &Ended) -> ExitCode {
     if ended.stopped {
         return ExitCode::from(STOPPED);
     }
-    ExitCode::from(match ended.report.summary.standing() {
+    ExitCode::from(code(ended.report.summary.standing()))
+}
+
+/// Documented in docs/src/checks.md.
+pub(crate) fn code(standing: Standing) -> u8 {
+    match standing {
         Standing::Passed => 0,
         Standing::Failed => 1,
         Standing::Blocked => 4,
         Standing::GaveUp => 5,
         Standing::Unknown => 6,
-    })
+    }
 }

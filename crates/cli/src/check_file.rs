@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
+use clap::Args;
 use homeostat_cellfile::ProblemKind;
 use homeostat_checks::Suite;
 
 use crate::failure::{Failure, Kind};
+use crate::style;
 
 /// The longest goss file.
 const LONGEST_GOSS: u64 = 16 * 1024 * 1024;
@@ -17,7 +19,9 @@ pub(crate) fn read(path: &Path, parameters: &[String]) -> Result<Suite, Failure>
     let parameters = pairs(parameters)?;
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("yaml" | "yml") if parameters.is_empty() => goss(&path),
-        Some("yaml" | "yml") => Err(Failure::input(anyhow::anyhow!("a goss file has no parameters"))),
+        Some("yaml" | "yml") => Err(Failure::input(anyhow::anyhow!(
+            "a goss file has no parameters"
+        ))),
         Some(_) | None => site(&path, &parameters),
     }
 }
@@ -38,7 +42,9 @@ fn pairs(parameters: &[String]) -> Result<BTreeMap<String, String>, Failure> {
             return Err(Failure::input(error).hint("write --set NAME=VALUE"));
         };
         if pairs.insert(name.to_owned(), value.to_owned()).is_some() {
-            return Err(Failure::input(anyhow::anyhow!("--set {name} is given twice")));
+            return Err(Failure::input(anyhow::anyhow!(
+                "--set {name} is given twice"
+            )));
         }
     }
     Ok(pairs)
@@ -62,7 +68,31 @@ fn site(path: &Path, parameters: &BTreeMap<String, String>) -> Result<Suite, Fai
 }
 
 fn goss(path: &Path) -> Result<Suite, Failure> {
-    let shown = path.display().to_string();
+    let text = read_goss(path)?;
+    Suite::from_goss(&text).map_err(|error| named(path, error))
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConvertOptions {
+    /// A goss file without templates: the output of `goss render`
+    pub path: PathBuf,
+}
+
+/// `homeostat convert goss.yaml`: prints the same checks in our language.
+pub(crate) fn convert(options: &ConvertOptions) -> Result<ExitCode, Failure> {
+    let text = read_goss(&options.path)?;
+    let site =
+        homeostat_checks::goss_to_site(&text).map_err(|error| named(&options.path, error))?;
+    style::say(site.trim_end());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn named(path: &Path, error: impl Into<anyhow::Error>) -> Failure {
+    Failure::input(error.into().context(path.display().to_string()))
+}
+
+fn read_goss(path: &Path) -> Result<String, Failure> {
+    let shown = path.display();
     let fail = |error: std::io::Error| {
         Failure::input(anyhow::anyhow!(error).context(format!("cannot read {shown}")))
     };
@@ -71,7 +101,5 @@ fn goss(path: &Path) -> Result<Suite, Failure> {
         let error = anyhow::anyhow!("{shown} is larger than {LONGEST_GOSS} bytes");
         return Err(Failure::input(error));
     }
-    let text = std::fs::read_to_string(path).map_err(fail)?;
-    Suite::from_goss(&text)
-        .map_err(|error| Failure::input(anyhow::anyhow!(error).context(shown.clone())))
+    std::fs::read_to_string(path).map_err(fail)
 }

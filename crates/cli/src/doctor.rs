@@ -359,7 +359,23 @@ mod tests {
 
     #[test]
     fn a_poor_host_is_told_what_to_do() {
-        insta::assert_snapshot!(render(&poor(), Output::Plain));
+        insta::assert_snapshot!(render(&poor(), Output::Plain), @r"
+        limits  user       not root: tasks run as you, and may read what you may
+                           do: run homeostat as root to give tasks an unprivileged user, or leave it: nothing else needs root
+        limits  cgroups    no cgroup here: this user may not make any; tasks are found by session and parentage instead; memory limits are not enforced
+                           do: run as root, or in a delegated cgroup: systemd-run --user --scope -p Delegate=yes homeostat up …
+        stops   addresses  cannot listen at 127.77.x.y: permission denied
+                           do: machines of a cell have loopback addresses of their own; on Linux the whole of 127.0.0.0/8 is there: look at `ip address show lo` and at the firewall
+        limits  disk       a sync in /srv takes 12.00 ms: every commit waits for some
+                           do: keep the state on a faster disk with --state
+        limits  clock      it is set to the past
+                           do: set the clock and keep it set (chrony, systemd-timesyncd); nothing is decided by it, but people read its times
+        stops   mariadb    not found: mariadbd (the server), mariadb-install-db (makes new data folders), mariadb-binlog (saves what a crashed replica had received), mariadb-backup (copies a member), mbstream (unpacks the copy)
+                           do: install mariadb-server, mariadb-backup and mariadb-client (Debian), or put them into PATH
+        limits  files      1024 files may be open at once in a process
+                           do: raise it before `homeostat up`: ulimit -n 65536
+        2 of these keep something of a cell from working
+        ");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod args;
 mod check;
+mod check_cells;
 mod check_file;
 mod chaos;
 mod client;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
 async fn carry_out(verb: Verb, state: Option<std::path::PathBuf>) -> Result<ExitCode, Failure> {
     match verb {
         Verb::Check(options) => check::check(options).await,
+        Verb::Convert(options) => check_file::convert(&options),
         Verb::Up(options) => up::up(state, options).await,
         Verb::Down(options) => down::down(state, options).await,
         Verb::Status(options) => look::status(state, options).await,

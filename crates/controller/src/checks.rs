@@ -357,9 +357,10 @@ impl Eyes {
                 (Outcome::Passed, "all run".to_owned())
             }
             // It must pass while tasks wait to be replaced: that is what their replacement waits for.
-            Ok(reply) if reply.state == ServiceState::Updating as i32 => {
-                (Outcome::Passed, "all run, some are to be replaced".to_owned())
-            }
+            Ok(reply) if reply.state == ServiceState::Updating as i32 => (
+                Outcome::Passed,
+                "all run, some are to be replaced".to_owned(),
+            ),
             Ok(reply) => (Outcome::Failed, format!("waits for {}", reply.waits_for)),
             Err(refusal) => (Outcome::NotRun, refusal.message),
         };
@@ -371,11 +372,10 @@ impl Eyes {
         }
     }
 
-    /// Probes look from the cell's first machine.
+    /// Where probes look from.
     fn machine(&self) -> Result<MachineName, Refusal> {
-        let first = self.core.identity.machines.first();
-        first
-            .map(|machine| machine.spec.name.clone())
+        self.core
+            .vantage()
             .ok_or_else(|| Refusal::not_now("the cell has no machine"))
     }
 

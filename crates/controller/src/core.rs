@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use homeostat_model::{
-    CellIdentity, CellLayout, CellSpec, OperationId, PackageName, ServiceName, ServiceSpec, Term,
+    CellIdentity, CellLayout, CellSpec, MachineName, OperationId, PackageName, ServiceName,
+    ServiceSpec, Term,
 };
 use homeostat_store::{Store, convenience};
 use serde::{Deserialize, Serialize};
@@ -110,6 +111,15 @@ impl Core {
     pub(crate) fn waits_for(&self, operation: &OperationId) -> String {
         let waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
         waits.get(operation).cloned().unwrap_or_default()
+    }
+
+    /// The machine from which the cell is looked at and reached when nobody says from where: the first one that is not lost.
+    pub(crate) fn vantage(&self) -> Option<MachineName> {
+        let names = || self.identity.machines.iter().map(|m| &m.spec.name);
+        names()
+            .find(|name| !self.hub.is_lost(name))
+            .or_else(|| names().next())
+            .cloned()
     }
 
     pub(crate) fn applied(&self) -> Option<Arc<Applied>> {

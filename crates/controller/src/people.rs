@@ -84,13 +84,7 @@ impl Cell for People {
         if self.0.core.service(&service).is_none() {
             return Err(unknown(&service));
         }
-        let first = self
-            .0
-            .core
-            .identity
-            .machines
-            .first()
-            .map(|machine| machine.spec.name.clone());
+        let first = self.0.core.vantage();
         let machine = match request.machine.as_str() {
             "" => first.ok_or_else(|| Status::failed_precondition("the cell has no machine"))?,
             name => self::machine(name)?,

@@ -91,7 +91,7 @@ struct ServiceStatus {
     waits_for: String,
     /// Machines on which its tasks are.
     machines: Vec<String>,
-    /// On the cell's first machine; every machine has its own at the same port.
+    /// On the cell's first machine that is not lost; every machine has its own at the same port.
     endpoint: Option<String>,
     needs: Vec<String>,
 }
@@ -128,11 +128,7 @@ pub(crate) async fn status(leader: &Leader) -> Status {
         machines.sort();
         machines.dedup();
         let has_endpoint = core.hub.endpoints().contains_key(spec.name.as_str());
-        let first = core
-            .identity
-            .machines
-            .first()
-            .map(|machine| machine.spec.name.clone());
+        let first = core.vantage();
         service_rows.push(ServiceStatus {
             name: spec.name.to_string(),
             owner: spec.owner.clone(),

@@ -51,6 +51,9 @@ pub struct Config {
     pub lease: Duration,
     /// What a keeper may need from the end of its lease until its server is gone.
     pub kill_time: Duration,
+    /// Who may become primary; members that are not named are neutral.
+    pub promotion: BTreeMap<MemberId, Promotion>,
+    pub automatic: Automatic,
     /// Whether a new primary waits until nobody can read at the old one any more.
     pub reads: Reads,
 }
@@ -80,8 +83,17 @@ impl Config {
             pulse: pulse_of(Profile::Steady),
             lease: LEASE,
             kill_time: Duration::from_millis(500),
+            promotion: BTreeMap::new(),
+            automatic: Automatic::On,
             reads: Reads::Bounded,
         }
+    }
+
+    pub(crate) fn promotion_of(&self, member: &MemberId) -> Promotion {
+        self.promotion
+            .get(member)
+            .copied()
+            .unwrap_or(Promotion::Neutral)
     }
 
     /// With H by a profile: `steady` is what [`Config::mariadb`] gives, since virtual machines do stall for a second or two.
@@ -101,6 +113,26 @@ impl Config {
             .saturating_add(self.lease / 100)
             .saturating_add(self.kill_time)
     }
+}
+
+/// Whether a member may become primary. The first comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Promotion {
+    Prefer,
+    Neutral,
+    /// Never, also not when nobody else has every acknowledged write: it is then waited for whoever may. For members that
+    /// are too weak or too far, and for those that apply late on purpose. They are the last to become ackers.
+    MustNot,
+}
+
+/// What happens at a fault of the primary without a person.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Automatic {
+    On,
+    /// The role does not move by itself. A primary whose server exited is started again in place, under a new epoch.
+    Off,
 }
 
 /// Elapsed time since the decider's process began; never a wall clock.

@@ -8,7 +8,8 @@
 //! A leader's first act is a compare-and-set that sets its term; each later one compares the whole record. Only then
 //! does it give orders, and it stops for good when it sees a higher term.
 //!
-//! The plan by the record's phase: `first` (no record yet), `revoking`, `promoting`, `serving`.
+//! The plan by the record's phase: `first` (no record yet), `revoking`, `promoting`, `serving`. What members look like, and
+//! when silence is a fault of the primary: `sight`. How long the primary may stay open: `lease`.
 //!
 //! # What is not there yet
 //! Where one of these would be needed the decider waits, and [`View::waits`] says for whom:
@@ -18,8 +19,11 @@
 //! - telling from two log ends in different epochs that one log contains the other, outside of one A: barrier rows
 //!   would have to carry the position they were written at ([`Wait::Complete`], [`Wait::Ackers`]; two random
 //!   schedules in 50,000 ended there, until one more member comes back or is rebuilt);
+//! - a candidate that has to catch up from a member that must not be promoted ([`Wait::Complete`] names it);
+//! - a pause between two automatic failovers: it would have to outlive a leader, so it belongs into the record;
 //! - k > 1: proofs ask for the logs of *all* of A, which is right for k = 1 and more than enough for others.
 
+mod choice;
 mod first;
 mod lease;
 mod member;

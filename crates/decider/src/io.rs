@@ -233,6 +233,10 @@ pub enum Wait {
         #[serde(default)]
         missing: Vec<MemberId>,
     },
+    /// It is at fault, and automatic failover is off.
+    AutomaticOff {
+        holder: MemberId,
+    },
     /// `reads = "strict"`: clients may read at the former holder until its lease has ended.
     Expiry {
         holder: MemberId,
@@ -324,6 +328,12 @@ impl fmt::Display for Wait {
                 write!(
                     f,
                     ": only they can prove that {holder} acknowledges no more writes of epoch {epoch}"
+                )
+            }
+            Wait::AutomaticOff { holder } => {
+                write!(
+                    f,
+                    "a person: {holder} is hung or cut off, and automatic failover is off"
                 )
             }
             Wait::Expiry { holder, epoch } => {

@@ -20,7 +20,7 @@ mod rules;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 
-pub use config::{Config, LEASE, Now};
+pub use config::{Automatic, Config, LEASE, Now, Promotion};
 pub use decider::Decider;
 pub use io::{
     CasOutcome, Effect, Evidence, Input, MemberView, Note, NoteEvent, SwitchoverRefused, View, Wait,

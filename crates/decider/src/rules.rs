@@ -2,7 +2,7 @@
 //! that its checkers see what happens without it. They exist only in tests and under the `sim` feature; in a product
 //! build [`Rules::broken`] is `false` at compile time.
 
-/// One rule left out (failover.md section 11, "Mutations", as far as this cut has the rule).
+/// One rule left out, each as far as this crate has the rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mutation {
     PromoteWithoutComplete,
@@ -34,11 +34,12 @@ pub enum Mutation {
     CutByStreamAlone,
     CutWithoutSomeAckers,
     BacklogBelieved,
+    PromoteMustNot,
 }
 
 #[cfg(any(test, feature = "sim"))]
 impl Mutation {
-    pub const ALL: [Mutation; 27] = [
+    pub const ALL: [Mutation; 28] = [
         Mutation::PromoteWithoutComplete,
         Mutation::SkipBarrier,
         Mutation::OpenBeforeServing,
@@ -66,6 +67,7 @@ impl Mutation {
         Mutation::CutByStreamAlone,
         Mutation::CutWithoutSomeAckers,
         Mutation::BacklogBelieved,
+        Mutation::PromoteMustNot,
     ];
 }
 

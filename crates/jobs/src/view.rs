@@ -129,3 +129,47 @@ fn pending(task: &Seen) -> String {
         | TaskState::Lost => String::new(),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use homeostat_model::RestartPolicy;
+
+    fn name(n: u32) -> TaskName {
+        TaskName::new(format!("web-{n}")).unwrap()
+    }
+
+    /// Two tasks of which the first was started from `fingerprint`, the second as wanted.
+    fn seen(fingerprint: &str, state: TaskState) -> String {
+        let task = |from: &str, state| Seen {
+            state,
+            fingerprint: Some(from.into()),
+            ..Seen::new()
+        };
+        let runs = TaskState::Running { pid: 7 };
+        let tasks = BTreeMap::from([
+            (name(0), task(fingerprint, state)),
+            (name(1), task("b", runs)),
+        ]);
+        let wish = Wish::Up(Wanted {
+            tasks: vec![name(0), name(1)],
+            fingerprint: "b".into(),
+            restart: RestartPolicy::Always,
+        });
+        let view = view(&wish, &tasks, 0, "web-1 does not run");
+        format!("{:?}: {}", view.state, view.waits_for)
+    }
+
+    #[test]
+    fn a_job_says_what_it_waits_for() {
+        let runs = || TaskState::Running { pid: 8 };
+        assert_eq!(seen("b", runs()), "Up: ");
+        // All of it serves: its checks pass, which is what the replacement waits for.
+        assert_eq!(
+            seen("a", runs()),
+            "Updating: web-0 to be replaced; nothing is replaced while web-1 does not run"
+        );
+        assert_eq!(seen("a", TaskState::Starting), "Degraded: web-0 starting");
+    }
+}

@@ -11,6 +11,9 @@ use homeostat_model::MachineName;
 
 /// An agent is started again within milliseconds, and speaks at once. Silence for longer than this is something else.
 pub const LOST_AFTER: Duration = Duration::from_secs(6);
+/// Silence for this long counts when it is asked whether many are silent at once: they never fall silent in the same
+/// instant, and the first of them must not be called lost before the others are noticed.
+const SUSPECT_AFTER: Duration = Duration::from_secs(3);
 /// From this many machines on, more than a third silent is held.
 const MANY: usize = 10;
 
@@ -31,16 +34,23 @@ pub struct Held {
 
 /// `silent`: for how long each machine of the cell has not been heard; zero for those that speak.
 pub fn judge(silent: &BTreeMap<MachineName, Duration>) -> Judgement {
-    let lost: Vec<MachineName> = silent
-        .iter()
-        .filter(|(_, silence)| **silence >= LOST_AFTER)
-        .map(|(machine, _)| machine.clone())
-        .collect();
+    let silent_for = |limit: Duration| -> Vec<MachineName> {
+        silent
+            .iter()
+            .filter(|(_, silence)| **silence >= limit)
+            .map(|(machine, _)| machine.clone())
+            .collect()
+    };
+    let lost = silent_for(LOST_AFTER);
+    let suspects = silent_for(SUSPECT_AFTER);
     let of = silent.len();
-    if of >= MANY && lost.len() * 3 > of {
+    if of >= MANY && suspects.len() * 3 > of {
         return Judgement {
             lost: Vec::new(),
-            held: Some(Held { silent: lost, of }),
+            held: Some(Held {
+                silent: suspects,
+                of,
+            }),
         };
     }
     Judgement { lost, held: None }
@@ -86,6 +96,17 @@ mod tests {
             *silence = silence.saturating_sub(Duration::from_millis(1));
         }
         assert_eq!(judge(&machines).lost, []);
+    }
+
+    #[test]
+    fn the_first_of_many_is_not_lost_before_the_others_are_noticed() {
+        let mut machines = cell(12, 5);
+        for silence in machines.values_mut().skip(1).take(4) {
+            *silence = SUSPECT_AFTER;
+        }
+        let judgement = judge(&machines);
+        assert_eq!(judgement.lost, []);
+        assert!(judgement.held.is_some());
     }
 
     #[test]

@@ -190,6 +190,7 @@ fn members(mut list: *const *mut c_char) -> Vec<String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -11,6 +11,8 @@ mod account;
 mod act;
 mod atomic;
 mod files;
+mod local;
+mod locks;
 mod sql;
 mod step;
 
@@ -203,6 +205,19 @@ impl Fix {
             evidence,
             took: started.elapsed(),
         }
+    }
+
+    /// Puts out of order what the fix keeps in order, for a proof. `false`: nobody knows how.
+    ///
+    /// Only ever called in a sandbox.
+    pub(crate) async fn disturb(&self, deadline: Duration) -> Result<bool, FixError> {
+        let within = Deadline::starting_now(deadline);
+        let steps = self.act.disturbance();
+        let known = !steps.is_empty();
+        for step in steps {
+            step.perform(within).await?;
+        }
+        Ok(known)
     }
 
     async fn carry_out(&self, within: Deadline, done: &mut Vec<String>) -> Result<(), FixError> {

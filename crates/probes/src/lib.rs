@@ -29,6 +29,7 @@ mod matcher;
 mod metric;
 mod probe;
 mod program;
+pub mod prove;
 mod shown;
 mod sql;
 mod strays;

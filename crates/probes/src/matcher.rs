@@ -437,4 +437,5 @@ impl fmt::Display for Matcher {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;

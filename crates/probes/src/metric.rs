@@ -155,6 +155,7 @@ fn read_labels<'a>(mut rest: &'a str, labels: &mut BTreeMap<String, String>) -> 
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

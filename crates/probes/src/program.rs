@@ -77,6 +77,19 @@ pub(crate) enum Verdict {
     Unchanged,
 }
 
+impl Verdict {
+    /// As it is written.
+    fn word(self) -> &'static str {
+        match self {
+            Verdict::Pass => "pass",
+            Verdict::Fail => "fail",
+            Verdict::NotRun => "not-run",
+            Verdict::Changed => "changed",
+            Verdict::Unchanged => "unchanged",
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProgramError {
     /// It hung, which may be the fault of what it looks at.
@@ -90,7 +103,7 @@ pub(crate) enum ProgramError {
     Garbage { why: String, wrote: String },
     #[error("the program answers in version {0} of the protocol; {VERSION} is known")]
     Version(u32),
-    #[error("the program answers '{0:?}', which is no answer to this question")]
+    #[error("the program answers '{}', which is no answer to this question", .0.word())]
     NoAnswer(Verdict),
     #[error("the program could not look: {0}")]
     NotRun(String),

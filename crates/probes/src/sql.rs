@@ -334,7 +334,7 @@ fn judge_rows(want: &Matcher, rows: &[Row]) -> Result<String, SqlError> {
 }
 
 /// A value as text; `NULL` for null, and for what is not there.
-fn text_at(row: &Row, column: usize) -> String {
+pub(crate) fn text_at(row: &Row, column: usize) -> String {
     match row.as_ref(column) {
         Some(Value::Bytes(bytes)) => String::from_utf8_lossy(bytes).into_owned(),
         Some(Value::NULL) | None => "NULL".to_owned(),

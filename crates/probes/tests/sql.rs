@@ -1,6 +1,10 @@
 //! The sql probe against a real MariaDB server, and against what is none.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+#[path = "sql/states.rs"]
+mod states;
+
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -109,7 +113,9 @@ fn launch(dir: &Path, port: u16) -> Child {
         .arg(format!("--socket={}", dir.join("sock").display()))
         .arg(format!("--pid-file={}", dir.join("pid").display()))
         .arg(format!("--port={port}"))
+        .arg(format!("--server-id={port}"))
         .args([
+            "--log-bin",
             "--bind-address=127.0.0.1",
             "--innodb-buffer-pool-size=16M",
             "--performance-schema=OFF",
@@ -270,6 +276,16 @@ async fn against_a_real_server() {
         assert!(Instant::now() < end, "the query goes on");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+
+    let text_url = format!("mysql://app:secret@127.0.0.1:{}/mysql", server.port);
+    admin
+        .query_drop("GRANT ALL ON *.* TO app@'127.0.0.1' WITH GRANT OPTION")
+        .await
+        .unwrap();
+    states::queries(&text_url).await;
+    states::repair(&text_url).await;
+    admin.query_drop("RESET MASTER").await.unwrap();
+    states::replication(&server, &text_url).await;
 
     // A kept connection that broke is no failure; a server that is gone is.
     check(

@@ -1,5 +1,5 @@
-//! Emptying a machine: an operation that closes it for new tasks and moves those it has, one at a time, each within the
-//! budget of its service.
+//! Emptying a machine: an operation that closes it for new tasks and moves those it has, each within the budget of its
+//! service.
 //!
 //! The service itself moves its task ([`AdminServer::evict`]), after it was asked to take away whatever must not vanish
 //! with it. What a step waits for is told while it waits. Cancelling opens the machine again; what has moved stays where
@@ -22,8 +22,8 @@ use serde_json::Value;
 use crate::plan::PROCEDURE_VERSION;
 use crate::procedure::step_error;
 
-/// Steps that move tasks: a plan has 64 steps at most, and two of them are others.
-const MOST_MOVES: usize = 60;
+/// Reasons to wait that are shown at once.
+const MOST_SHOWN: usize = 4;
 /// How long one step may wait for budgets, machines and people. Whoever asked may cancel at any moment.
 const WITHIN: Duration = Duration::from_secs(24 * 3600);
 /// How often what a step waits for is looked at.
@@ -108,7 +108,7 @@ pub fn drain_procedure() -> ProcedureName {
     ProcedureName::new("drain").expect("invariant: 'drain' is a valid name")
 }
 
-/// Close, move each tenant, finish.
+/// Close, move the tenants, finish.
 pub fn drain(machine: &MachineName, tenants: Vec<Tenant>, asked_by: Asker) -> Draft {
     let close = Part::Close {
         machine: machine.clone(),
@@ -121,21 +121,16 @@ pub fn drain(machine: &MachineName, tenants: Vec<Tenant>, asked_by: Asker) -> Dr
         format!("give {machine} no new tasks"),
         &close,
     )];
-    let at_once = tenants.len().div_ceil(MOST_MOVES).max(1);
-    for (number, tenants) in tenants.chunks(at_once).enumerate() {
-        let names: Vec<&str> = tenants.iter().map(|t| t.task.as_str()).collect();
+    if !tenants.is_empty() {
+        let about = format!("move {} tasks", tenants.len());
         let part = Part::Move {
             machine: machine.clone(),
-            tenants: tenants.to_vec(),
+            tenants,
         };
-        let about = format!("move {}", names.join(", "));
-        steps.push(step(&format!("move-{}", number + 1), about, &part));
+        steps.push(step("move", about, &part));
     }
-    steps.push(step(
-        "finish",
-        format!("see that {machine} is empty"),
-        &finish,
-    ));
+    let about = format!("see that {machine} is empty");
+    steps.push(step("finish", about, &finish));
     Draft {
         procedure: drain_procedure(),
         version: PROCEDURE_VERSION,
@@ -162,7 +157,7 @@ pub fn drained_machine(draft: &Draft) -> Option<MachineName> {
 
 fn step(name: &str, about: String, part: &Part) -> StepPlan {
     StepPlan {
-        name: StepName::new(name).expect("invariant: a verb and a number make a valid step name"),
+        name: StepName::new(name).expect("invariant: the step names in this module are valid"),
         about,
         parameters: serde_json::to_value(part)
             .expect("invariant: names and lists of them always serialize"),
@@ -202,28 +197,41 @@ impl DrainProcedure {
         }
     }
 
+    /// Moves all of them: those of one service one after the other, as its budget says; whoever has to wait keeps nobody of
+    /// another service from moving.
     async fn move_all(
         &self,
         machine: &MachineName,
-        tenants: Vec<Tenant>,
+        mut tenants: Vec<Tenant>,
         context: &StepContext,
     ) -> Result<(), StepError> {
-        for tenant in tenants {
-            loop {
+        let all = tenants.len();
+        while !tenants.is_empty() {
+            let mut waits = Vec::new();
+            let mut left = Vec::new();
+            for tenant in tenants {
                 let turn = self.turn(machine, &tenant, &context.operation).await;
-                let waits = match turn.map_err(step_error)? {
-                    Turn::Done => break,
-                    Turn::Waits(why) => why,
-                };
-                self.landlord.tell(&context.operation, waits);
-                tokio::select! {
-                    () = tokio::time::sleep(LOOK_EVERY) => {}
-                    () = context.cancellation.cancelled() => {
-                        return Err(StepError::retryable("stopped: it is not wanted any more"));
+                match turn.map_err(step_error)? {
+                    Turn::Done => {}
+                    Turn::Waits(why) => {
+                        waits.push(why);
+                        left.push(tenant);
                     }
                 }
             }
-            self.landlord.tell(&context.operation, String::new());
+            tenants = left;
+            let moved = all - tenants.len();
+            self.landlord
+                .tell(&context.operation, progress(moved, all, &waits));
+            if tenants.is_empty() {
+                break;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = context.cancellation.cancelled() => {
+                    return Err(StepError::retryable("stopped: it is not wanted any more"));
+                }
+            }
         }
         Ok(())
     }
@@ -264,6 +272,23 @@ impl DrainProcedure {
             }
         }
     }
+}
+
+/// What the moving waits for, for people; empty when for nothing.
+fn progress(moved: usize, all: usize, waits: &[String]) -> String {
+    if waits.is_empty() {
+        return String::new();
+    }
+    let mut text = waits
+        .iter()
+        .take(MOST_SHOWN)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join("; ");
+    if waits.len() > MOST_SHOWN {
+        text.push_str(&format!("; and {} more", waits.len() - MOST_SHOWN));
+    }
+    format!("{text} ({moved} of {all} moved)")
 }
 
 /// Asks the service to make the task dispensable, then to move it.
@@ -382,7 +407,7 @@ mod tests {
 
     #[test]
     fn plans_are_sound_whatever_is_on_the_machine() {
-        for count in [0, 1, 60, 61, 500] {
+        for count in [0, 1, 500] {
             let draft = plan(count);
             assert_eq!(lint(&draft), [], "{count} tasks");
             let moved: usize = draft
@@ -398,6 +423,17 @@ mod tests {
     }
 
     #[test]
+    fn progress_reads_well_and_stays_short() {
+        let waits = |count: usize| vec!["room".to_owned(); count];
+        assert_eq!(progress(3, 3, &[]), "");
+        assert_eq!(progress(1, 3, &waits(2)), "room; room (1 of 3 moved)");
+        assert_eq!(
+            progress(0, 9, &waits(9)),
+            "room; room; room; room; and 5 more (0 of 9 moved)"
+        );
+    }
+
+    #[test]
     fn what_is_drained_is_read_back_from_the_plan() {
         let draft = plan(2);
         let about: Vec<&str> = draft.steps.iter().map(|step| step.about.as_str()).collect();
@@ -405,8 +441,7 @@ mod tests {
             about,
             [
                 "give m2 no new tasks",
-                "move web-0",
-                "move web-1",
+                "move 2 tasks",
                 "see that m2 is empty"
             ]
         );

@@ -1,8 +1,8 @@
 //! Turnup and turndown of a cell's services: an operation whose steps are the layers of the dependency graph, each a
 //! group of admin-server calls in parallel.
 //!
-//! A service's own verbs (a switchover) are operations of one step ([`act`]); emptying a machine is one of a step for each
-//! of its tasks ([`drain()`]).
+//! A service's own verbs (a switchover) are operations of one step ([`act`]); emptying a machine is one too
+//! ([`drain()`]).
 //!
 //! [`plan`] is pure. [`TurnProcedure`] carries a plan out through the public contract and nothing else; what the cell
 //! itself has to prepare (agents, packages) comes in through [`Cell`].

@@ -160,6 +160,44 @@ fn a_machine_that_hangs_is_lost_and_what_it_still_runs_is_stopped_when_it_wakes(
 }
 
 #[test]
+fn when_many_machines_of_a_large_cell_are_silent_nothing_is_moved() {
+    let _turn = begin();
+    let text = head("large").replace("[1, 2, 3]", "range(1, 13)") + &sleeper("sleeper", 12);
+    let cell = Cell::up(&text);
+    let before = cell.status();
+    let dead = ["m1", "m2", "m3", "m4", "m5"];
+    for machine in dead {
+        cell.run(&["chaos", "machine", machine, "--kill"]).expect(0);
+    }
+    cell.await_status("it says that it holds", LOST, |status| {
+        let held = status.0["held"][0].as_str().unwrap_or_default();
+        if held.starts_with("5 of 12 machines are silent") {
+            Ok(())
+        } else {
+            Err(format!("it holds '{held}'"))
+        }
+    });
+    cell.run(&["why", "m1"])
+        .expect(0)
+        .prints("nothing is moved");
+    for machine in dead {
+        cell.run(&["chaos", "machine", machine, "--return"])
+            .expect(0);
+    }
+    let after = cell.await_well(SOON);
+    for row in before.rows("tasks") {
+        let task = row["name"].as_str().unwrap();
+        assert_eq!(
+            machine_of(&after, task),
+            machine_of(&before, task),
+            "{task} moved"
+        );
+    }
+    assert_eq!(after.0["held"].as_array().map(Vec::len), Some(0));
+    one_of_each(&cell);
+}
+
+#[test]
 fn nothing_is_broken_on_purpose_in_production() {
     let _turn = begin();
     let text = plain().replace("kind = \"sandbox\"", "kind = \"production\"");
@@ -230,6 +268,39 @@ fn a_drained_machine_is_empty_takes_nothing_and_is_let_back() {
         .expect(0)
         .prints("nothing to do");
     cell.run(&["drain", "m9"]).one_error(2).says("m9");
+    one_of_each(&cell);
+}
+
+#[test]
+fn a_drain_and_a_rollout_share_one_budget() {
+    let _turn = begin();
+    let text = |version: &str| head("plain") + &web("web", 3, version);
+    let cell = Cell::up(&text("1"));
+    let machine = machine_of(&cell.status(), "web-1");
+    cell.declare(&text("2"));
+    let up = cell.start_up(&["--detach", "--deadline", "90s"]);
+    cell.run_within(&["drain", &machine], Duration::from_secs(90))
+        .expect(0)
+        .prints("is drained");
+    up.finish(Duration::from_secs(100)).expect(0);
+    let after = cell.await_well(SOON);
+    assert_eq!(tasks_on(&after, &machine), Vec::<String>::new());
+    let mut away = std::collections::BTreeSet::new();
+    let mut ends = 0;
+    for event in cell.events().iter().filter(|event| event["kind"] == "task") {
+        let (task, text) = (event["about"].to_string(), event["text"].to_string());
+        if text.contains("runs on") {
+            away.remove(&task);
+        } else if text.contains("ended on") {
+            ends += 1;
+            away.insert(task);
+        }
+        assert!(away.len() <= 1, "away at the same time: {away:?}");
+    }
+    assert!(
+        (3..=4).contains(&ends),
+        "three were replaced, one of them moved: {ends}"
+    );
     one_of_each(&cell);
 }
 

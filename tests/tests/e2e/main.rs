@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod cells;
+mod check;
 mod deaths;
 mod machines;
 mod people;

@@ -1,5 +1,7 @@
 //! The example on a real database: whatever dies, every acknowledged order is kept.
 
+mod hang;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -242,7 +242,14 @@ impl Agent {
             }
             remove(&held.launch.run)?;
         }
-        self.clear_folder(&task, here, order.folder)?;
+        let disposable = held.is_some_and(|held| held.launch.keeper.is_none());
+        let before = if disposable {
+            Before::Remove
+        } else {
+            Before::Keep
+        };
+        let generation = here.max(order.generation);
+        self.clear_folder(&task, generation, order.folder, before)?;
         self.tasks.remove(&task);
         Ok(Vec::new())
     }
@@ -253,12 +260,14 @@ impl Agent {
         task: &TaskName,
         generation: u64,
         folder: i32,
+        before: Before,
     ) -> Result<(), AgentError> {
         let data = self.layout.task_data(task);
         match Folder::try_from(folder) {
             // Also what a newer controller may wish: nothing is lost by keeping it.
             Ok(Folder::Keep) | Err(_) => Ok(()),
             Ok(Folder::Remove) => {
+                self.remove_aside(task)?;
                 remove(&self.layout.task_logs(task))?;
                 remove(&data)
             }
@@ -266,12 +275,8 @@ impl Agent {
             Ok(Folder::Aside) => {
                 let aside = self.layout.set_aside();
                 make_folder(&aside, 0o700)?;
-                // One of each task is enough to look at, and a disk is finite.
-                let earlier = format!("{task}.");
-                for entry in std::fs::read_dir(&aside).into_iter().flatten().flatten() {
-                    if entry.file_name().to_string_lossy().starts_with(&earlier) {
-                        remove(&entry.path())?;
-                    }
+                if before == Before::Remove {
+                    self.remove_aside(task)?;
                 }
                 let target = aside.join(format!("{task}.{generation}"));
                 std::fs::rename(&data, &target)
@@ -279,6 +284,26 @@ impl Agent {
             }
         }
     }
+
+    /// Removes what was put aside of a task.
+    fn remove_aside(&self, task: &TaskName) -> Result<(), AgentError> {
+        let of_task = format!("{task}.");
+        let entries = std::fs::read_dir(self.layout.set_aside());
+        for entry in entries.into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&of_task) {
+                remove(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What becomes of folders of the same task that were put aside earlier. One is enough to look at, and a disk is finite;
+/// but of a database nothing is ever thrown away by itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Before {
+    Remove,
+    Keep,
 }
 
 /// A folder and all in it; gone already is fine.

@@ -12,7 +12,7 @@ pub(super) fn draw(graph: &Graph<'_>) -> String {
     for (index, node) in graph.nodes.iter().enumerate() {
         let (verdict, seen) = match node {
             Node::Check(row) => (row.verdict, row.seen.as_str()),
-            Node::Group { .. } => ("pass", ""),
+            Node::Group { verdict, .. } => (*verdict, ""),
         };
         let (fill, text) = match verdict {
             "pass" => ("#f1f8f3", "#1f2933"),

@@ -283,10 +283,13 @@ fn finish(graph: &Graph<'_>, pieces: &[Piece], chains: &[Vec<usize>]) -> Layout 
     }
 }
 
-/// What a node weighs in words: groups are wide, too.
 pub(super) fn title(node: &Node<'_>) -> String {
     match node {
         Node::Check(row) => row.name.to_string(),
-        Node::Group { label, count } => format!("{label} ({count} pass)"),
+        Node::Group {
+            label,
+            count,
+            verdict,
+        } => format!("{label} ({count} {verdict})"),
     }
 }

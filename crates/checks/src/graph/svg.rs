@@ -114,7 +114,7 @@ pub(super) fn draw(graph: &Graph<'_>) -> String {
     let layout = layout(graph);
     let evidence = evidence(graph);
     let width = layout.width.max(NARROWEST) + 2.0 * MARGIN;
-    let below = HEADER + layout.height + 2.0 * MARGIN;
+    let below = HEADER + layout.height + 3.0 * MARGIN;
     let height = below
         + evidence.len() as f64 * EVIDENCE_LINE
         + if evidence.is_empty() { 0.0 } else { MARGIN };
@@ -146,7 +146,11 @@ pub(super) fn draw(graph: &Graph<'_>) -> String {
 }
 
 fn header(svg: &mut String, graph: &Graph<'_>) {
-    let summary = escaped(&graph.report.summary.to_string());
+    let left_out = match graph.left_out {
+        0 => String::new(),
+        count => format!("; {count} are not drawn"),
+    };
+    let summary = escaped(&format!("{}{left_out}", graph.report.summary));
     let roots = graph.roots().count();
     let verdict = match roots {
         0 if graph
@@ -171,11 +175,17 @@ fn header(svg: &mut String, graph: &Graph<'_>) {
 /// The failing ones last, so that they lie on top.
 fn edges(svg: &mut String, graph: &Graph<'_>, layout: &Layout) {
     let mut order: Vec<usize> = (0..graph.edges.len()).collect();
-    order.sort_by_key(|index| graph.edges[*index].failing);
+    let is_root = |index: usize| graph.nodes[index].is_root();
+    order.sort_by_key(|index| {
+        let edge = graph.edges[*index];
+        (edge.failing, is_root(edge.from))
+    });
     for index in order {
-        let (colour, thick) = match graph.edges[index].failing {
-            true => ("#c62828", 3.0),
-            false => ("#cbd2d9", 1.3),
+        let edge = graph.edges[index];
+        let (colour, thick) = match (edge.failing, is_root(edge.from)) {
+            (true, true) => ("#c62828", 3.2),
+            (true, false) => ("#dd7373", 2.4),
+            (false, _) => ("#cbd2d9", 1.3),
         };
         let way = curve(&layout.ways[index]);
         let _ = writeln!(
@@ -210,7 +220,11 @@ fn curve(way: &[(f64, f64)]) -> String {
 fn draw_node(svg: &mut String, node: &Node<'_>, (x, y): (f64, f64)) {
     let (look, detail, tip) = match node {
         Node::Check(row) => (look(row.verdict), detail(row), tip(row)),
-        Node::Group { count, .. } => (look("pass"), format!("{count} checks pass"), title(node)),
+        Node::Group { count, verdict, .. } => (
+            look(verdict),
+            format!("{count} checks: {verdict}"),
+            title(node),
+        ),
     };
     let name = match node {
         Node::Check(row) => row.name.to_string(),
@@ -245,7 +259,7 @@ fn detail(row: &Row) -> String {
         "blocked" => match row.blocked_by.as_slice() {
             [] => "blocked".to_owned(),
             [only] => format!("blocked by {only}"),
-            [first, others @ ..] => format!("blocked by {first} + {}", others.len()),
+            several => format!("blocked by {} root causes", several.len()),
         },
         "flaky" => format!("flaky · {} of {} failed", row.flakes.count, row.flakes.of),
         verdict if row.seen.is_empty() => verdict.to_owned(),

@@ -105,3 +105,22 @@ fn a_large_suite_is_drawn_by_groups_around_what_does_not_pass() {
     let titles: Vec<String> = graph.nodes.iter().map(layout::title).collect();
     assert_eq!(titles, ["net/up", "files/… (1000 pass)", "db", "web"]);
 }
+
+#[test]
+fn a_hundred_thousand_checks_in_a_deep_chain_make_a_picture_that_can_be_looked_at() {
+    let mut rows = vec![row("n0", "fail", &[])];
+    for n in 1..10_000_usize {
+        rows.push(row(&format!("n{n}"), "blocked", &[&format!("n{}", n - 1)]));
+    }
+    for n in 0..90_000_usize {
+        rows.push(row(
+            &format!("leaf/n{n}"),
+            "blocked",
+            &[&format!("n{}", n % 100)],
+        ));
+    }
+    let report = report(rows);
+    let graph = Graph::of(&report);
+    assert!(graph.nodes.len() <= MOST_BOXES && graph.left_out > 0);
+    assert!(graph.draw(Picture::Svg).len() < 2_000_000);
+}

@@ -54,7 +54,7 @@ impl<W: Write> Reporter for Json<W> {
     fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
         match (event, self.rounds) {
             (Event::Ended(report), Rounds::One) => self.document(report, None),
-            (Event::Changed { was: _, row }, Rounds::Endless) => {
+            (Event::Changed { was: _, row, at: _ }, Rounds::Endless) => {
                 serde_json::to_writer(&mut self.out, row)?;
                 writeln!(self.out)?;
                 self.out.flush()

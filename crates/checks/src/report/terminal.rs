@@ -51,14 +51,17 @@ impl<W: Write, E: Write> Terminal<W, E> {
         )
     }
 
-    fn changed(&mut self, was: &str, row: &Row) -> io::Result<()> {
-        if self.rounds == Rounds::One {
+    /// A line for each change; of how a repair proceeds others tell.
+    fn changed(&mut self, was: &str, row: &Row, at: &str) -> io::Result<()> {
+        if self.rounds == Rounds::One || was == row.verdict {
             return Ok(());
         }
-        let at = row.at.as_deref().unwrap_or_default();
-        write!(self.out, "{at:>24} ")?;
-        if row.passes() && was == "unknown" {
+        write!(self.out, "{at} ")?;
+        if row.passes() {
             writeln!(self.out, "{} {}", self.head(row), row.name)?;
+        } else if row.verdict == "blocked" {
+            let roots = super::names(&row.blocked_by);
+            writeln!(self.out, "{} {} by {roots}", self.head(row), row.name)?;
         } else {
             self.in_full(row)?;
         }
@@ -173,7 +176,7 @@ impl<W: Write, E: Write> Reporter for Terminal<W, E> {
                 checks: _,
                 drawn_in,
             } => self.began(drawn_in),
-            Event::Changed { was, row } => self.changed(was, row),
+            Event::Changed { was, row, at } => self.changed(was, row, at),
             Event::FixBegan(fix) => {
                 let attempt = match fix.attempt {
                     1 => String::new(),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Decider;
 use crate::proof::{FenceProof, found};
-use crate::{Evidence, MemberId, MemberReport, NoteEvent, ServerState, Wait};
+use crate::{Evidence, MemberId, MemberReport, NoteEvent, Promotion, ServerState, Wait};
 
 impl Decider {
     /// `NeverHeld` needs every member's word that it has no data: one silent member could hold the only copy.
@@ -52,7 +52,8 @@ impl Decider {
         let Some(fence) = FenceProof::never_held(&self.config.members, &reports) else {
             return;
         };
-        let Some(holder) = self.config.members.first().cloned() else {
+        let by_rule = |member: &&MemberId| self.config.promotion_of(member);
+        let Some(holder) = self.config.members.iter().min_by_key(by_rule).cloned() else {
             return;
         };
         let others: Vec<MemberId> = self
@@ -100,10 +101,15 @@ impl Decider {
         self.cas(record);
     }
 
-    /// Members in racks other than the holder's first; otherwise in the order given.
+    /// Members that may be promoted first, of them those in racks other than the holder's; otherwise in the order given. An
+    /// acker that must not be promoted can be the only one with some write.
     pub(super) fn by_rack(&self, holder: &MemberId, mut members: Vec<MemberId>) -> Vec<MemberId> {
         let rack = self.config.racks.get(holder);
-        members.sort_by_key(|member| rack.is_some() && self.config.racks.get(member) == rack);
+        members.sort_by_key(|member| {
+            let last = self.config.promotion_of(member) == Promotion::MustNot;
+            let near = rack.is_some() && self.config.racks.get(member) == rack;
+            (last, near)
+        });
         members
     }
 }

@@ -1,26 +1,18 @@
-//! `Revoking(e+1)`: fence the holder of e, learn what everybody has, choose who comes next (failover.md section 4,
-//! steps 2 to 4).
+//! `Revoking(e+1)`: fence the holder of e, learn what everybody has, choose who comes next (`choice`).
 //!
 //! Who is preferred: a member asked for in a switchover; else the old holder when its server runs (the fault is over, or
 //! it was restarted in place because the ackers could not be proved complete); else a complete acker, which is the fast
 //! way: nothing has to start. Whoever is chosen, both proofs are taken.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Decider;
 use super::member::Member;
 use super::sight::Sight;
-use crate::proof::{self, CompleteProof, FenceProof, KnownLog, Premise, Revocation};
+use crate::proof::{self, FenceProof, Revocation};
 use crate::rules::Mutation;
-use crate::{LogOrder, MemberId, NoteEvent, Record, Recovery, Unclosed, Verb, Wait};
-
-/// A candidate with its proofs, and who would acknowledge for it.
-struct Choice {
-    member: MemberId,
-    complete: Vec<CompleteProof>,
-    ackers: BTreeSet<MemberId>,
-}
+use crate::{Automatic, LogOrder, MemberId, NoteEvent, Record, Recovery, Verb, Wait};
 
 impl Decider {
     pub(super) fn plan_revoking(&mut self, record: &Record) {
@@ -192,7 +184,11 @@ impl Decider {
         let silent = self
             .silent_for(holder)
             .is_some_and(|silent| silent >= self.silence());
-        let revocable = silent && self.ackers_out_of_sight(record).is_empty();
+        let automatic = match self.config.automatic {
+            Automatic::On => true,
+            Automatic::Off => false,
+        };
+        let revocable = automatic && silent && self.ackers_out_of_sight(record).is_empty();
         let connected = self
             .members
             .get(holder)
@@ -300,208 +296,5 @@ impl Decider {
             |member: &MemberId| self.ackers_for(record, member).0.len() >= usize::from(record.k);
         let will_do = |member: &MemberId| self.proofs_for(record, member).is_ok() && enough(member);
         !hopeful || (settled && !self.candidates(record).iter().any(will_do))
-    }
-
-    fn choose(
-        &mut self,
-        record: &Record,
-        why: &mut BTreeMap<MemberId, String>,
-    ) -> Result<Choice, Wait> {
-        let mut lacking = BTreeMap::new();
-        let mut without_ackers = None;
-        for member in self.candidates(record) {
-            match self.proofs_for(record, &member) {
-                Err(reason) => {
-                    why.insert(member.clone(), reason.clone());
-                    lacking.insert(member, reason);
-                }
-                Ok(complete) => {
-                    let (ackers, reasons) = self.ackers_for(record, &member);
-                    if ackers.len() >= usize::from(record.k) {
-                        self.say_the_others(record, &member, why);
-                        return Ok(Choice {
-                            member,
-                            complete,
-                            ackers,
-                        });
-                    }
-                    why.insert(
-                        member.clone(),
-                        "nobody can acknowledge for it yet".to_owned(),
-                    );
-                    without_ackers = without_ackers.or(Some(Wait::Ackers {
-                        holder: member,
-                        why: reasons,
-                    }));
-                }
-            }
-        }
-        Err(without_ackers.unwrap_or(Wait::Complete {
-            epoch: record.ended(),
-            why: lacking,
-        }))
-    }
-
-    /// Reachable members with a running server, the preferred one first.
-    fn candidates(&self, record: &Record) -> Vec<MemberId> {
-        let up = |member: &&MemberId| self.sight(member) == Sight::Well;
-        let mut list: Vec<MemberId> = self.by_rack(
-            &record.holder,
-            self.members.keys().filter(up).cloned().collect(),
-        );
-        let in_time = self
-            .switchover
-            .as_ref()
-            .filter(|switchover| self.now < switchover.deadline);
-        list.sort_by_key(|member| match in_time {
-            // While there is time nobody else than the one asked for is taken, unless the old holder is gone.
-            Some(switchover) if switchover.to.as_ref() == Some(member) => 0,
-            Some(_) if *member == record.holder => 3,
-            None if *member == record.holder => 0,
-            Some(_) | None => 1,
-        });
-        if in_time.is_none() && self.holder_comes_back(record) {
-            list.retain(|member| *member == record.holder);
-        }
-        if let Some(switchover) = in_time {
-            let holder_up = self
-                .members
-                .get(&record.holder)
-                .is_some_and(|known| known.is_up());
-            if holder_up {
-                list.retain(|member| {
-                    *member != record.holder && switchover.to.as_ref().is_none_or(|to| to == member)
-                });
-            }
-        }
-        list
-    }
-
-    /// The fenced holder was, or is being, restarted in place. From then on its tail is part of what it serves and no
-    /// recovery can drop it: electing another member now, who has all that was acknowledged but not that tail, would
-    /// leave the old holder with a history that nobody else has. So it is waited for; if it ends again, others may be taken.
-    ///
-    /// One that never exited, but was fenced at its ackers, is not waited for: it is killed, and its tail can be dropped.
-    fn holder_comes_back(&self, record: &Record) -> bool {
-        let Some(holder) = self.members.get(&record.holder) else {
-            return false;
-        };
-        let starts = holder
-            .order
-            .as_ref()
-            .is_some_and(|order| matches!(order.verb, Verb::Start { .. }));
-        let same_server = holder
-            .facts()
-            .is_some_and(|facts| facts.barrier == Some(record.ended()));
-        let back = match self.sight(&record.holder) {
-            Sight::Starting => true,
-            Sight::Well => !same_server || self.gathered.demoted.is_some(),
-            Sight::Down => starts,
-            Sight::Silent | Sight::Hung => false,
-        };
-        self.gathered.fence.is_some() && back
-    }
-
-    /// Proofs that `member` has every acknowledged write of the ended epoch and of each unclosed one.
-    fn proofs_for(&self, record: &Record, member: &MemberId) -> Result<Vec<CompleteProof>, String> {
-        let mut epochs: Vec<Unclosed> = record.unclosed.clone();
-        epochs.push(record.ended_as_unclosed());
-        epochs
-            .iter()
-            .map(|of| {
-                CompleteProof::find(
-                    self.rules,
-                    of,
-                    member,
-                    &self.gathered.logs,
-                    self.gathered.demoted.as_ref(),
-                )
-            })
-            .collect()
-    }
-
-    /// A': members that persisted this epoch and whose received log the candidate contains.
-    fn ackers_for(
-        &self,
-        record: &Record,
-        candidate: &MemberId,
-    ) -> (BTreeSet<MemberId>, BTreeMap<MemberId, String>) {
-        let mut why = BTreeMap::new();
-        let mut ready = Vec::new();
-        let Some(whole) = self
-            .gathered
-            .logs
-            .get(candidate)
-            .and_then(|log| log.drained)
-        else {
-            return (BTreeSet::new(), why);
-        };
-        for (member, known) in self
-            .members
-            .iter()
-            .filter(|(member, _)| *member != candidate)
-        {
-            let log = self.gathered.logs.get(member);
-            let reason = match log {
-                Some(_) if self.sight(member) != Sight::Well => {
-                    "it is not in sight, or hangs".to_owned()
-                }
-                Some(log) if self.contained(record, member, log, &whole) => {
-                    ready.push(member.clone());
-                    continue;
-                }
-                Some(_) => "its log is not known to be contained".to_owned(),
-                None if !known.reachable => "its keeper is silent".to_owned(),
-                None if !known.is_up() => "its server does not run".to_owned(),
-                None => "its log is not known yet".to_owned(),
-            };
-            why.insert(member.clone(), reason);
-        }
-        ready.sort_by_key(|member| !record.ackers.contains(member));
-        let ackers = self
-            .by_rack(candidate, ready)
-            .into_iter()
-            .take(self.config.ackers)
-            .collect();
-        (ackers, why)
-    }
-
-    fn contained(
-        &self,
-        record: &Record,
-        member: &MemberId,
-        log: &KnownLog,
-        whole: &crate::LogEnd,
-    ) -> bool {
-        if self.rules.broken(Mutation::DivergedAcker) {
-            return true;
-        }
-        // The holder of the ended epoch and its ackers have prefixes of one log; of others only the ends are known.
-        let same = record.ackers.contains(member) || record.holder == *member;
-        let premise = if same { Premise::SameA } else { Premise::None };
-        proof::contains(self.rules, whole, &log.received, premise)
-    }
-
-    fn say_the_others(
-        &self,
-        record: &Record,
-        chosen: &MemberId,
-        why: &mut BTreeMap<MemberId, String>,
-    ) {
-        for (member, known) in &self.members {
-            if member == chosen || why.contains_key(member) {
-                continue;
-            }
-            let reason = if !known.reachable {
-                "its keeper is silent"
-            } else if !known.is_up() {
-                "its server does not run"
-            } else if *member == record.holder {
-                "it is being replaced"
-            } else {
-                "another was found first"
-            };
-            why.insert(member.clone(), reason.to_owned());
-        }
     }
 }

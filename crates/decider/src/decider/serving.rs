@@ -5,7 +5,7 @@ use super::sight::Sight;
 use super::{Decider, Switchover};
 use crate::rules::Mutation;
 use crate::{
-    Acker, Effect, Evidence, MemberId, NoteEvent, Phase, Receiver, Record, Recovery,
+    Acker, Effect, Evidence, MemberId, NoteEvent, Phase, Promotion, Receiver, Record, Recovery,
     SwitchoverRefused, Verb, Wait,
 };
 
@@ -383,8 +383,10 @@ impl Decider {
                 });
             return Err(SwitchoverRefused::NotServing { state });
         };
+        let may = |member: &MemberId| self.config.promotion_of(member) != Promotion::MustNot;
         let ready = |member: &MemberId| {
-            record.ackers.contains(member)
+            may(member)
+                && record.ackers.contains(member)
                 && self
                     .members
                     .get(member)
@@ -396,6 +398,13 @@ impl Decider {
             }
             Some(to) if *to == record.holder => {
                 Err(SwitchoverRefused::AlreadyHolder { member: to.clone() })
+            }
+            Some(to) if !may(to) => {
+                let why = "it must not be promoted, by the cluster's declaration".to_owned();
+                Err(SwitchoverRefused::NotReady {
+                    member: to.clone(),
+                    why,
+                })
             }
             Some(to) if !ready(to) => {
                 let why = "it is not an acker that replicates from the primary".to_owned();

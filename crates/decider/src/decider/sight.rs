@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::Decider;
 use super::member::Member;
 use crate::rules::Mutation;
-use crate::{Evidence, MemberId, Phase, Pulse, Receiver, Record, ServerState};
+use crate::{Automatic, Evidence, MemberId, Phase, Pulse, Receiver, Record, ServerState, Wait};
 
 /// What a member looks like now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,11 +85,12 @@ impl Decider {
             .is_none_or(|since| self.now.since(since) >= self.config.pulse * 2)
     }
 
+    /// What it says is of now.
     fn heard_lately(&self, member: &MemberId) -> bool {
         let lately = self.config.pulse * 3;
         self.members
             .get(member)
-            .is_some_and(|known| known.reachable)
+            .is_some_and(|known| known.reachable && self.is_steady(known))
             && self
                 .silent_for(member)
                 .is_none_or(|silent| silent <= lately)
@@ -123,8 +124,21 @@ impl Decider {
         record.ackers.iter().filter(unseen).cloned().collect()
     }
 
-    /// Is the holder hung or cut off? Proven exits are judged elsewhere, at once.
-    pub(super) fn holder_at_fault(&self, record: &Record) -> Option<Evidence> {
+    /// Is the holder hung or cut off, and may that be acted upon? Proven exits are judged elsewhere, at once.
+    pub(super) fn holder_at_fault(&mut self, record: &Record) -> Option<Evidence> {
+        let evidence = self.fault_of_holder(record)?;
+        match self.config.automatic {
+            Automatic::On => Some(evidence),
+            Automatic::Off => {
+                self.waits.push(Wait::AutomaticOff {
+                    holder: record.holder.clone(),
+                });
+                None
+            }
+        }
+    }
+
+    fn fault_of_holder(&self, record: &Record) -> Option<Evidence> {
         let holder = record.holder.clone();
         // A hang is measured at the server; that its heartbeats stopped is the other side of it. A cut is measured there.
         let bound = match self.sight(&holder) {
@@ -202,7 +216,7 @@ impl Decider {
             Some(Pulse {
                 source_ms: Some(age),
                 ..
-            }) if listens => match Duration::from_millis(age) >= bound && self.is_steady(known) {
+            }) if listens => match Duration::from_millis(age) >= bound {
                 true => Hearing::Deaf,
                 false => Hearing::Hears,
             },

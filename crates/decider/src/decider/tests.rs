@@ -493,6 +493,43 @@ fn a_lease_is_granted_by_a_read_begun_after_it_was_asked_for() {
 }
 
 #[test]
+fn a_member_that_must_not_be_promoted_is_not_and_another_is() {
+    let mut hand = Hand::leading();
+    let rule = (name("b"), crate::Promotion::MustNot);
+    hand.decider.config.promotion = BTreeMap::from([rule]);
+    let record = hand.decider.view().record.unwrap();
+    hand.give(Input::Report(down("a", &record)));
+    hand.rounds(&serving());
+    assert!(
+        hand.script.contains(&"cas Promoting(4) c".to_owned()),
+        "{:?}",
+        hand.script
+    );
+}
+
+#[test]
+fn without_automatic_failover_the_role_stays() {
+    let mut hand = Hand::leading();
+    hand.decider.config.automatic = crate::Automatic::Off;
+    hand.live("", 1_000, false, &[]);
+    hand.live("a", 60_000, false, &["b", "c"]);
+    assert_eq!(hand.script, [""; 0]);
+    let waits = hand.waits().join("\n");
+    assert!(waits.contains("automatic failover is off"), "{waits}");
+    // One that exited is started again where it is.
+    hand.mute = None;
+    let record = hand.decider.view().record.unwrap();
+    hand.give(Input::Report(down("a", &record)));
+    hand.rounds(&serving());
+    insta::assert_snapshot!(hand.script.join("\n"), @r"
+    cas Revoking(4) a
+    endpoint closed | a: learn | b: stop-receiving | c: stop-receiving
+    b: drain | c: drain
+    a: start (KeepTail)
+    ");
+}
+
+#[test]
 fn a_higher_term_stops_everything() {
     let mut hand = Hand::leading();
     let newer = Record {

@@ -285,6 +285,10 @@ impl Checker {
         })
     }
 
+    pub(super) fn promoted_against_its_rule(&mut self, member: usize) {
+        self.fail(format!("{member} opens, and must not be promoted"));
+    }
+
     pub(super) fn false_failover(&mut self, what: String) {
         self.fail(format!("a false failover: {what}"));
     }

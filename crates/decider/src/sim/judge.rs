@@ -77,6 +77,7 @@ impl Sim {
                         | Wait::FirstReports { .. }
                         | Wait::RecordLost { .. }
                         | Wait::Order { .. }
+                        | Wait::AutomaticOff { .. }
                         | Wait::Retry { .. }
                         | Wait::Member { .. } => continue,
                     };

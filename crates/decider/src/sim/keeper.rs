@@ -12,7 +12,8 @@ use super::{Happening, LEASE, Member, Sim};
 use crate::rules::Mutation;
 use crate::{
     Acker, BootId, BootTime, Decision, KeeperCore, KeeperIncarnation, MemberReport, Order,
-    OrderOutcome, Pulse, Receiver, ServerFacts, ServerIncarnation, ServerState, Source, Verb,
+    OrderOutcome, Promotion, Pulse, Receiver, ServerFacts, ServerIncarnation, ServerState, Source,
+    Verb,
 };
 
 pub(super) struct Keeper {
@@ -349,6 +350,7 @@ impl Sim {
                     keeper.renewed_truly = keeper.renewed_truly.max(Some(truly));
                 }
                 let reply = keeper.core.completed(outcome);
+                self.watch_deadline(member);
                 // The report may come before or after the reply.
                 let report_first = self.world.chance(500);
                 if report_first {
@@ -571,6 +573,9 @@ impl Sim {
             &others,
             (self.reads, self.now),
         );
+        if self.promotion.get(&self.names[member]) == Some(&Promotion::MustNot) {
+            self.checker.promoted_against_its_rule(member);
+        }
         self.scene_opens(member);
     }
 

@@ -39,19 +39,16 @@ use homeostat_model::{
 
 use self::check::Checker;
 use self::clock::Clock;
-use self::cut::{Cuts, Place};
+use self::cut::Cuts;
 use self::dice::Dice;
 use self::happening::Happening;
 use self::keeper::Keeper;
 use self::lease::PULSE;
-use self::server::{Disk, Event, Process, What};
+use self::server::{Disk, Process};
 use self::sleep::Sleep;
 pub use self::tally::Tally;
 use self::words::kind;
-use crate::{
-    CasOutcome, Config, Decider, Gtid, Input, Kept, LeaseGrant, LeaseRequest, MemberId,
-    MemberReport, Now, Order, OrderReply, Record, Rules,
-};
+use crate::{Config, Decider, Kept, MemberId, Now, Promotion, Record, Rules};
 
 /// H and L of the simulated clusters: long against their messages (30 ms at most), short against a run.
 const SILENCE: Duration = Duration::from_millis(150);
@@ -214,6 +211,7 @@ struct Sim {
     connections: BTreeMap<u64, Connection>,
     cuts: Cuts,
     reads: Reads,
+    promotion: BTreeMap<MemberId, Promotion>,
     ids: u64,
     checker: Checker,
     net: Dice,
@@ -242,6 +240,13 @@ impl Sim {
         let names: Vec<MemberId> = (0..size)
             .filter_map(|i| TaskName::new(format!("m{i}")).ok())
             .collect();
+        let mut promotion = BTreeMap::new();
+        if world.chance(300) {
+            for rule in [Promotion::Prefer, Promotion::MustNot] {
+                let member = usize::try_from(world.below(names.len() as u64)).unwrap_or(0);
+                promotion.extend(names.get(member).map(|name| (name.clone(), rule)));
+            }
+        }
         let members = names
             .iter()
             .map(|name| Member {
@@ -270,6 +275,7 @@ impl Sim {
             connections: BTreeMap::new(),
             cuts: Cuts::default(),
             reads,
+            promotion,
             ids: 0,
             checker: Checker::default(),
             net: Dice::new(plan.seed, 1),
@@ -326,6 +332,7 @@ impl Sim {
             lease: LEASE,
             kill_time: KILL_TIME,
             reads: self.reads,
+            promotion: self.promotion.clone(),
             ..Config::mariadb(cluster, self.names.clone(), racks)
         }
     }

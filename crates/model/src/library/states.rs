@@ -84,7 +84,11 @@ pub(super) const KINDS: &[Kind] = &[
         &[
             Arg::required("name", Text, "Of the package."),
             Arg::looking("version", Matcher, "Of the installed version."),
-            Arg::looking("versions", Matcher, "Of the list of all installed versions: rpm allows several."),
+            Arg::looking(
+                "versions",
+                Matcher,
+                "Of the list of all installed versions: rpm allows several.",
+            ),
         ],
         "A package is installed (dpkg, rpm or apk).",
     ),

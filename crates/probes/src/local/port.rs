@@ -113,6 +113,7 @@ impl fmt::Display for Port {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -29,7 +29,10 @@ impl Expression {
 pub(crate) fn why_no_expression(error: &regex::Error) -> String {
     let text = error.to_string();
     let line = text.lines().next_back().unwrap_or_default().trim();
-    format!("is no regular expression: {}", line.trim_start_matches("error: "))
+    format!(
+        "is no regular expression: {}",
+        line.trim_start_matches("error: ")
+    )
 }
 
 impl PartialEq for Expression {

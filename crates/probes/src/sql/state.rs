@@ -104,6 +104,21 @@ impl Scope {
         (!nonsense && !database.is_empty() && !table.is_empty()).then_some(scope)
     }
 
+    /// Statements that make what it names, so that something can be granted on it.
+    pub(crate) fn example(&self) -> Vec<String> {
+        let Some(database) = &self.database else {
+            return Vec::new();
+        };
+        let mut statements = vec![format!(
+            "CREATE DATABASE IF NOT EXISTS {}",
+            identifier(database)
+        )];
+        if self.table.is_some() {
+            statements.push(format!("CREATE TABLE IF NOT EXISTS {self} (id INT)"));
+        }
+        statements
+    }
+
     /// Whether privileges on this hold on `other` too.
     fn covers(&self, other: &Self) -> bool {
         match (&self.database, &self.table) {
@@ -510,6 +525,7 @@ impl Source {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -23,7 +23,7 @@ const LONGEST_BACK_OFF: Duration = Duration::from_secs(8);
 pub(super) const FIX_TIMEOUT_MS: u64 = 3_000;
 pub(super) const MOST_PER_TARGET: usize = 2;
 const TIMEOUT_MS: u64 = 2_000;
-const CHAOS_EVENTS: usize = 400;
+const CHAOS_EVENTS: usize = 1200;
 /// Long enough for anything to settle: lost probes to be given up, chains to be walked through, and one fix after the
 /// other to be tried as often as it may be.
 const CALM: Duration = Duration::from_secs(300);

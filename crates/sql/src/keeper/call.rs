@@ -1,6 +1,6 @@
 //! What may be asked of a keeper through the supervisor protocol: the body of `Verb::Call`.
 
-use homeostat_decider::Order;
+use homeostat_decider::{LeaseGrant, Order};
 use serde::{Deserialize, Serialize};
 
 /// Answered with `Answer::Called`. Unknown calls are refused, so that calls can be added.
@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 pub enum KeeperCall {
     /// Answered with an `OrderReply` when it is over, which may take minutes (`Start`, `Drain`) or be at once (refused).
     Order { order: Order },
+    /// The serving lease that a [`super::KeeperSign`] asked for. Answered with nothing.
+    Grant { grant: LeaseGrant },
     /// Answered with the `MemberReport` as of now. The same is pushed at every change, so this is for people and tests.
     Report,
 }

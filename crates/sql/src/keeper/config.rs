@@ -5,9 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use homeostat_decider::MemberId;
+use homeostat_decider::{LEASE, MemberId};
 use homeostat_model::{Bytes, Durability, Flavor};
 use homeostat_supervisor::launch::LaunchFile;
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,8 @@ use crate::mariadb::{Application, settings};
 pub const FORMAT: u32 = 1;
 /// The name of the port in the launch file at which the server listens.
 pub const PORT: &str = "sql";
+/// Oftener would cost more than it tells; more rarely and it says nothing about half a second.
+const PULSE_MS: RangeInclusive<u64> = 10..=1000;
 
 /// Everything a keeper must know of its cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,6 +38,20 @@ pub struct KeeperConfig {
     /// Further server settings of the cell file; the reserved ones are refused ([`settings::refusal`]).
     pub settings: BTreeMap<String, String>,
     pub programs: Programs,
+    /// How often the keeper gives a sign of life, and a source sends heartbeats.
+    #[serde(default = "steady_pulse")]
+    pub pulse_ms: u64,
+    /// How long the holder's server stays open after its serving lease was renewed last.
+    #[serde(default = "usual_lease")]
+    pub lease_ms: u64,
+}
+
+fn steady_pulse() -> u64 {
+    100
+}
+
+fn usual_lease() -> u64 {
+    u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -166,6 +184,14 @@ impl KeeperConfig {
         }
     }
 
+    pub fn pulse(&self) -> Duration {
+        Duration::from_millis(self.pulse_ms)
+    }
+
+    pub fn lease(&self) -> Duration {
+        Duration::from_millis(self.lease_ms)
+    }
+
     fn mistake(&self, launch: &LaunchFile) -> Option<String> {
         match self.flavor {
             Flavor::MariaDb => {}
@@ -188,6 +214,15 @@ impl KeeperConfig {
         if !launch.ports.keys().any(|port| port.as_str() == PORT) {
             return Some(format!(
                 "needs a port named '{PORT}', and the launch file has none"
+            ));
+        }
+        if !PULSE_MS.contains(&self.pulse_ms) || self.lease_ms < self.pulse_ms.saturating_mul(10) {
+            return Some(format!(
+                "has a pulse of {} ms and a lease of {} ms; a pulse is from {} to {} ms, and a lease ten of them or more",
+                self.pulse_ms,
+                self.lease_ms,
+                PULSE_MS.start(),
+                PULSE_MS.end()
             ));
         }
         settings::refusal(&self.settings)

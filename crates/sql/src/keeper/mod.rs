@@ -16,6 +16,9 @@
 //! | [`config`] | what the SQL service tells a keeper |
 //! | [`call`] | what may be asked through the supervisor protocol's `Call` |
 //! | [`file`] | what it remembers |
+//! | [`sign`] | what it says at every pulse |
+//! | `reader` | whether the server answers reads, and hears its source |
+//! | `fuse` | kills the server when its serving lease is over |
 //! | `guard` | its loop: one thread, every event in one place |
 //! | `orders`, `start` | carry one order out |
 //! | `server` | the server's process: start, exit, kill |
@@ -25,10 +28,13 @@
 pub mod call;
 pub mod config;
 pub mod file;
+mod fuse;
 mod guard;
 mod orders;
 mod peers;
+mod reader;
 mod server;
+pub mod sign;
 mod start;
 mod tail;
 
@@ -43,6 +49,7 @@ pub(crate) use orders::chain;
 
 pub use call::KeeperCall;
 pub use config::{ConfigError, KeeperConfig, Peer, Programs, Secret};
+pub use sign::KeeperSign;
 
 #[derive(Debug, thiserror::Error)]
 pub enum KeepError {

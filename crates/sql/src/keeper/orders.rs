@@ -159,9 +159,14 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
 
 /// The orders that are statements. A lost connection is followed by the server's exit, if that is why it was lost.
 async fn ask_server(job: &mut Job, seen: &mut Option<Reading>) -> OrderOutcome {
-    let (Some(mut driver), Some(mut server)) = (job.driver.take(), job.server.clone()) else {
+    let Some(mut server) = job.server.clone() else {
         return OrderOutcome::Exited {
             server: job.last.clone(),
+        };
+    };
+    let Some(mut driver) = job.driver.take() else {
+        return OrderOutcome::Failed {
+            why: "there is no way to reach the server".into(),
         };
     };
     let outcome = match statements(job, &mut driver, seen).await {

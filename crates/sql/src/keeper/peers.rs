@@ -74,6 +74,19 @@ impl Peers {
         self.send(peer, &Message::Reply { id, answer });
     }
 
+    /// To those that keep up: what is worth something only now is no reason to cut anybody off.
+    pub(crate) fn pass(&mut self, message: &Message) {
+        let Ok(line) = encode_line(message).map(Rc::new) else {
+            return;
+        };
+        for sender in self.connected.values() {
+            if sender.capacity() > QUEUE / 2 {
+                // One that is gone is forgotten with its next message.
+                let _ = sender.try_send(line.clone());
+            }
+        }
+    }
+
     pub(crate) fn tell_all(&mut self, message: &Message) {
         let Ok(line) = encode_line(message).map(Rc::new) else {
             return;

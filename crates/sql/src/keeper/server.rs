@@ -190,6 +190,11 @@ impl Server {
         }
     }
 
+    /// For whoever has to kill it without waiting for anybody.
+    pub(crate) fn handle(&self) -> io::Result<OwnedFd> {
+        self.pidfd.try_clone()
+    }
+
     pub(crate) fn kill(&self) {
         self.group.kill();
         // Where there is no cgroup; that it has ended already is as good.

@@ -128,7 +128,7 @@ pub async fn barrier(driver: &mut Driver, this: &Member<'_>) -> Result<Barrier, 
     // Looked for now, while the ackers connect, so that `open` need not.
     let application = application(driver, &this.config.application).await?;
     Ok(Barrier {
-        at: commit(driver, this, epoch, &jump).await?,
+        at: commit(driver, this, epoch, Row::Epoch, &jump).await?,
         application: application.made,
     })
 }
@@ -148,22 +148,46 @@ pub enum Made {
     Seen,
 }
 
+/// Which row a barrier commit changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Row {
+    /// The epoch's own.
+    Epoch,
+    /// Of no epoch: one that waits for its acknowledgement holds a lock, which must not be in the way of a [`demote`].
+    Alive,
+}
+
+/// A commit that shows that the ackers acknowledge for this member still: its serving lease counts from when it began.
+///
+/// # Errors
+/// When it was not acknowledged in time: then its connection is gone, and the next may be tried.
+pub async fn keep_alive(driver: &mut Driver, this: &Member<'_>) -> Result<(), SqlError> {
+    commit(driver, this, this.record.epoch, Row::Alive, "")
+        .await
+        .map(drop)
+}
+
 /// The commit of a barrier and the proof of its acknowledgement, as one batch.
 async fn commit(
     driver: &mut Driver,
     this: &Member<'_>,
     epoch: Epoch,
+    row: Row,
     jump: &str,
 ) -> Result<Gtid, SqlError> {
     const WHAT: &str = "commit the barrier";
     const ACKS: &str = "SHOW GLOBAL STATUS WHERE Variable_name IN \
         ('Rpl_semi_sync_master_status', 'Rpl_semi_sync_master_yes_tx', 'Rpl_semi_sync_master_no_tx')";
+    let key = match row {
+        Row::Epoch => epoch,
+        Row::Alive => Epoch(0),
+    };
     let record = this.record;
     let ackers: Vec<&str> = record.ackers.iter().map(MemberId::as_str).collect();
     // `commits` changes each time: a row that stays the same would be no event, and no event is acknowledged.
     let sql = format!(
         "{ACKS}; SET SESSION sql_log_bin = 1; {jump}\
-         INSERT INTO homeostat.epoch (epoch, version, holder, ackers, commits) VALUES ({epoch}, {}, {}, {}, 1) \
+         INSERT INTO homeostat.epoch (epoch, version, holder, ackers, commits) VALUES ({key}, {}, {}, {}, 1) \
          ON DUPLICATE KEY UPDATE version = VALUES(version), holder = VALUES(holder), ackers = VALUES(ackers), \
          commits = commits + 1; SELECT @@SESSION.last_gtid AS gtid; SET SESSION sql_log_bin = 0; {ACKS}",
         record.version,
@@ -350,7 +374,7 @@ pub async fn demote(
         // One last barrier, still of the epoch that is being left: an acker that already holds all there is answers only
         // when something new comes, and read_only waits for commits that wait for it.
         let epoch = log_end(reading.applied).barrier;
-        tokio::time::timeout(left(), commit(driver, this, epoch, ""))
+        tokio::time::timeout(left(), commit(driver, this, epoch, Row::Epoch, ""))
             .await
             .unwrap_or_else(|_| {
                 Err(SqlError::Condition(

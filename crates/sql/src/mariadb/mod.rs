@@ -21,9 +21,11 @@ pub mod salvage;
 pub mod settings;
 pub mod template;
 
-pub use driver::{Driver, Login, SqlError};
+pub use driver::{Driver, Login, SqlError, text};
 pub use facts::{Known, Reading, read};
-pub use holder::{Application, admit, barrier, demote, expel, forget_source, open, take_over};
+pub use holder::{
+    Application, admit, barrier, demote, expel, forget_source, keep_alive, open, take_over,
+};
 pub use receiver::{drain, receive, repoint, stop_receiving};
 
 use std::time::Duration;

@@ -19,8 +19,6 @@ use super::{Member, STATEMENT, holder, salvage};
 const NEARLY: Duration = Duration::from_secs(2);
 /// An IO thread whose source answers, or is gone, ends in a few milliseconds.
 const PROMPT: Duration = Duration::from_millis(20);
-/// A silent connection to the source is given up after this many seconds (`slave_net_timeout` is larger).
-const HEARTBEAT_S: u32 = 1;
 
 /// Stops receiving, verified; the applier goes on.
 ///
@@ -221,9 +219,11 @@ pub async fn repoint(
             .unwrap_or_default();
         sql.push_str(&format!("SET GLOBAL gtid_slave_pos = '{applied}'; "));
     }
+    // By it this member knows that its source lives, also when nothing is written.
+    let heartbeat = this.config.pulse().as_secs_f64();
     sql.push_str(&format!(
         "CHANGE MASTER TO MASTER_HOST = {}, MASTER_PORT = {}, MASTER_USER = {}, MASTER_PASSWORD = {}, \
-         MASTER_USE_GTID = slave_pos, MASTER_CONNECT_RETRY = 1, MASTER_HEARTBEAT_PERIOD = {HEARTBEAT_S}",
+         MASTER_USE_GTID = slave_pos, MASTER_CONNECT_RETRY = 1, MASTER_HEARTBEAT_PERIOD = {heartbeat:.3}",
         quote(&source.host),
         source.port,
         quote(&accounts::name(this.member)),

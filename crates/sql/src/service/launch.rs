@@ -1,10 +1,11 @@
 //! From what was declared to what a keeper is started with.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use homeostat_api::Refusal;
 use homeostat_api::v1::{Launch, Resources, Supervision};
-use homeostat_decider::MemberId;
+use homeostat_decider::{Config, MemberId};
 use homeostat_model::{Flavor, ServiceName, SqlSpec, TaskName};
 
 use super::secrets::{Secrets, USER};
@@ -52,7 +53,21 @@ pub(super) fn resources(spec: &SqlSpec) -> Resources {
 }
 
 pub(super) fn grace_ms() -> u64 {
-    u64::try_from(GRACE.as_millis()).unwrap_or(u64::MAX)
+    millis(GRACE)
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What its decider goes by.
+pub(super) fn deciding(service: &ServiceName, members: &[MemberId], spec: &SqlSpec) -> Config {
+    // Where members stand is not told by the contract, so all count as equally far apart; the scheduler has spread them.
+    let config = Config::mariadb(service.clone(), members.to_vec(), BTreeMap::new());
+    Config {
+        reads: spec.reads,
+        ..config.profile(spec.profile)
+    }
 }
 
 /// What every keeper of the cluster is started with: the same for all, each finds itself in it.
@@ -60,8 +75,9 @@ pub(super) fn launch(
     spec: &SqlSpec,
     members: &[MemberId],
     secrets: &Secrets,
+    deciding: &Config,
 ) -> Result<Launch, Refusal> {
-    let mut peers = std::collections::BTreeMap::new();
+    let mut peers = BTreeMap::new();
     for (server_id, member) in (1..).zip(members) {
         let password = secrets.replication.get(member).cloned();
         let replication_password = password
@@ -87,6 +103,8 @@ pub(super) fn launch(
         buffer_pool: None,
         settings: spec.settings.clone(),
         programs: Programs::debian(),
+        pulse_ms: millis(deciding.pulse),
+        lease_ms: millis(deciding.lease),
     };
     let json =
         serde_json::to_string(&config).map_err(|error| Refusal::internal(error.to_string()))?;
@@ -109,8 +127,6 @@ pub(super) fn launch(
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use homeostat_model::{Bytes, Durability, MilliCpu, Profile, Reads, Template};
 
     use super::*;
@@ -146,7 +162,8 @@ mod tests {
             application: secret("s3cret"),
             replication,
         };
-        let launch = launch(&spec(), &members, &secrets).unwrap();
+        let deciding = deciding(&service, &members, &spec());
+        let launch = launch(&spec(), &members, &secrets, &deciding).unwrap();
         let template = Template::parse(&launch.keeper_json).unwrap();
         assert_eq!(template.variables().count(), 0);
         let text = template.render(|_| Err::<String, ()>(())).unwrap();
@@ -154,6 +171,8 @@ mod tests {
         assert_eq!(config.settings, spec().settings);
         let ids: Vec<u32> = config.members.values().map(|peer| peer.server_id).collect();
         assert_eq!(ids, [1, 2, 3]);
+        assert_eq!(config.pulse(), deciding.pulse);
+        assert_eq!(config.lease(), deciding.lease);
     }
 
     #[test]

@@ -11,7 +11,8 @@ use std::time::Duration;
 use homeostat_api::Refusal;
 use homeostat_api::v1::{EndpointTarget, LocalCallRequest, OnChange, SetEndpointRequest};
 use homeostat_decider::{
-    Config, Decider, Effect, Input, MemberId, Note, Now, Order, OrderReply, SwitchoverRefused, View,
+    Config, Decider, Effect, Input, LeaseGrant, MemberId, Note, Now, Order, OrderReply,
+    SwitchoverRefused, View,
 };
 use homeostat_model::{Epoch, RecordVersion, ServiceName, Term};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -25,6 +26,8 @@ use crate::keeper::KeeperCall;
 
 /// How long clients are held while there is no primary.
 const HOLD: Duration = Duration::from_secs(10);
+/// A grant that takes longer is of little use.
+const GRANT: Duration = Duration::from_secs(2);
 /// Before an endpoint that could not be told is told again.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -139,8 +142,7 @@ impl Lead {
                     version,
                     target,
                 } => self.tell_endpoint(epoch, version, target.as_ref()),
-                // Keepers do not ask for leases yet.
-                Effect::GrantLease { .. } => {}
+                Effect::GrantLease { member, grant } => self.grant(&member, grant),
                 Effect::Note(note) => notes.push(note),
                 Effect::SwitchoverDone { request, result } => {
                     if let Some(Asked {
@@ -175,6 +177,18 @@ impl Lead {
                     })
                     .await,
             );
+        });
+    }
+
+    /// Said once: one that is lost is asked for again.
+    fn grant(&mut self, member: &MemberId, grant: LeaseGrant) {
+        let call = KeeperCall::Grant { grant };
+        let Ok(request) = request(&self.own, member, &call, GRANT) else {
+            return;
+        };
+        let own = self.own.clone();
+        self.calls.spawn(async move {
+            drop(timeout(GRANT, own.cell.local_call(request)).await);
         });
     }
 
@@ -254,17 +268,26 @@ async fn send(own: &Own, member: MemberId, order: Order, patience: Duration) -> 
 }
 
 async fn ask(own: &Own, member: &MemberId, order: Order, patience: Duration) -> Option<OrderReply> {
-    let request = LocalCallRequest {
-        service: own.service.to_string(),
-        task: member.to_string(),
-        body: serde_json::to_vec(&KeeperCall::Order { order }).ok()?,
-        deadline_ms: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
-    };
+    let request = request(own, member, &KeeperCall::Order { order }, patience).ok()?;
     let reply = timeout(patience, own.cell.local_call(request))
         .await
         .ok()?
         .ok()?;
     serde_json::from_slice(&reply.body).ok()
+}
+
+fn request(
+    own: &Own,
+    member: &MemberId,
+    call: &KeeperCall,
+    patience: Duration,
+) -> Result<LocalCallRequest, serde_json::Error> {
+    Ok(LocalCallRequest {
+        service: own.service.to_string(),
+        task: member.to_string(),
+        body: serde_json::to_vec(call)?,
+        deadline_ms: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
+    })
 }
 
 #[cfg(test)]

@@ -28,6 +28,8 @@ use super::view::{Looks, Situation, Wished, look};
 const AGAIN: Duration = Duration::from_millis(200);
 /// Before something that was refused is asked again.
 const REFUSED: Duration = Duration::from_secs(1);
+/// How late others see what signs of life alone have changed.
+const SIGNS_SHOWN_AFTER: Duration = Duration::from_millis(250);
 /// Results that may wait for the loop.
 pub(super) const QUEUE: usize = 256;
 /// Waits are told as an event when they have stood for this long: shorter ones are its work.
@@ -111,6 +113,13 @@ pub(super) struct Published {
     pub looks: Looks,
 }
 
+/// What came since others were shown how things are.
+#[derive(Clone, Copy)]
+enum News {
+    Signs,
+    Much,
+}
+
 enum Wish {
     Nothing,
     Up {
@@ -145,6 +154,8 @@ pub(super) struct Loop {
     story: Story,
     stuck: Option<(Instant, Vec<Wait>)>,
     trouble: Option<String>,
+    news: News,
+    published_at: Instant,
     /// Calls that belong to the present wish: given up with it.
     wish_calls: JoinSet<()>,
     calls: JoinSet<()>,
@@ -176,6 +187,8 @@ impl Loop {
             story: Story::default(),
             stuck: None,
             trouble: None,
+            news: News::Much,
+            published_at: Instant::now(),
             wish_calls: JoinSet::new(),
             calls: JoinSet::new(),
         }
@@ -197,11 +210,15 @@ impl Loop {
                 self.begin_attaching();
             }
             let wake = self.act();
-            self.publish();
+            self.publish_what_is_new();
             tokio::select! {
                 biased;
                 event = next_event(&mut events) => match event {
-                    Some(event) => self.seen(&event),
+                    Some(event) => {
+                        self.news = if event.sign.is_empty() { News::Much } else { News::Signs };
+                        self.seen(&event);
+                        continue;
+                    }
                     None => {
                         events = None;
                         self.synced = false;
@@ -217,6 +234,7 @@ impl Loop {
                 },
                 () = sleep_until(wake) => self.woken(),
             }
+            self.news = News::Much;
         }
     }
 
@@ -295,6 +313,18 @@ impl Loop {
     }
 
     // ---- what others see
+
+    /// Keepers give signs of life all the time, and what they change is seldom anything that others see.
+    fn publish_what_is_new(&mut self) {
+        let due = match self.news {
+            News::Much => true,
+            News::Signs => self.published_at.elapsed() >= SIGNS_SHOWN_AFTER,
+        };
+        if due {
+            self.published_at = Instant::now();
+            self.publish();
+        }
+    }
 
     fn publish(&self) {
         let wished = match &self.wish {

@@ -77,7 +77,8 @@ pub(super) async fn prepare(
     })
     .await?;
     let secrets = secrets::ensure(own, &sql.database, members).await?;
-    launch::launch(sql, members, &secrets)
+    let deciding = launch::deciding(&own.service, members, sql);
+    launch::launch(sql, members, &secrets, &deciding)
 }
 
 /// Saves that the service is to be down, and makes its endpoint hold new clients. Returns who was primary last.

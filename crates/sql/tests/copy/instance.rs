@@ -175,6 +175,8 @@ impl Instance {
             buffer_pool: Some(Bytes::mib(64)),
             settings: BTreeMap::new(),
             programs: programs.clone(),
+            pulse_ms: 100,
+            lease_ms: 5000,
         };
         let folder = self.run.join("m");
         let temporary = self.data.join("tmp");

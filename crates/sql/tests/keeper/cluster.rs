@@ -10,14 +10,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use homeostat_decider::{
-    Acker, LogEnd, MemberId, MemberReport, Order, OrderHeader, OrderOutcome, OrderReply, Phase,
-    Receiver, Record, Recovery, ServerFacts, ServerState, Source, Verb,
+    Acker, LeaseGrant, LogEnd, MemberId, MemberReport, Order, OrderHeader, OrderOutcome,
+    OrderReply, Phase, Pulse, Receiver, Record, Recovery, ServerFacts, ServerState, Source, Verb,
 };
 use homeostat_model::{
     Durability, Epoch, Flavor, Generation, MachineName, PortName, RecordVersion, Sequence,
     ServiceName, Term,
 };
-use homeostat_sql::keeper::{KeeperCall, KeeperConfig, Peer, Programs, Secret};
+use homeostat_sql::keeper::{KeeperCall, KeeperConfig, KeeperSign, Peer, Programs, Secret};
 use homeostat_sql::mariadb::Application;
 use homeostat_supervisor::launch::{FORMAT, LaunchFile, UserIds};
 use homeostat_supervisor::protocol::{Answer, Event, Hello, Message, Request, Verb as Asked};
@@ -28,6 +28,7 @@ use mysql_async::{Conn, OptsBuilder};
 pub const RUN_DIR: &str = "HOMEOSTAT_TEST_KEEPER";
 const PATIENCE: Duration = Duration::from_secs(30);
 const UNPRIVILEGED: u32 = 77_001;
+const PULSE_MS: u64 = 100;
 
 pub fn member(index: usize) -> MemberId {
     MemberId::new(format!("db-{index}")).unwrap()
@@ -49,12 +50,25 @@ pub struct Keeper {
     stream: BufReader<UnixStream>,
     pub hello: Hello,
     pub report: MemberReport,
+    pub pulse: Option<Pulse>,
+    /// How many came.
+    pub signs: u32,
+    /// How many of them asked for a renewal of the lease, and whether it is granted at once.
+    pub asked: u32,
+    pub grants: bool,
+    /// To requests that nobody waits for.
+    pub answers: BTreeMap<u64, Answer>,
     next_id: u64,
 }
 
 impl Cluster {
-    /// Keepers, no servers. `n` distinguishes the addresses of tests that run at the same time.
+    /// Keepers, no servers. `n` distinguishes the addresses of tests that run at the same time. Nobody grants leases here, and
+    /// servers are looked at after their ackers are gone: the lease is long.
     pub fn new(n: u8) -> Self {
+        Self::with_lease(n, PATIENCE * 10)
+    }
+
+    pub fn with_lease(n: u8, lease: Duration) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("hk")
             .tempdir_in("/tmp")
@@ -78,6 +92,8 @@ impl Cluster {
             buffer_pool: None,
             settings: BTreeMap::new(),
             programs: Programs::debian(),
+            pulse_ms: PULSE_MS,
+            lease_ms: u64::try_from(lease.as_millis()).unwrap(),
         };
         let record = Record {
             epoch: Epoch(1),
@@ -362,33 +378,91 @@ impl Keeper {
             stream,
             hello,
             report,
+            pulse: None,
+            signs: 0,
+            asked: 0,
+            grants: false,
+            answers: BTreeMap::new(),
             next_id: 0,
         }
     }
 
     /// Asks, and takes in the events that come before the answer.
     pub fn ask(&mut self, verb: Asked) -> Answer {
-        self.next_id += 1;
-        let request = serde_json::to_string(&Request {
-            id: self.next_id,
-            verb,
-        })
-        .unwrap();
-        writeln!(self.stream.get_mut(), "{request}").unwrap();
+        let id = self.request(verb);
         loop {
-            match self.read() {
-                Message::Reply { id, answer } if id == self.next_id => return answer,
-                Message::Reply { .. } | Message::Hello(_) | Message::Event(_) => {}
+            self.read();
+            if let Some(answer) = self.answers.remove(&id) {
+                return answer;
             }
         }
     }
 
-    fn read(&mut self) -> Message {
-        let message = read(&mut self.stream);
-        if let Message::Event(Event::Service { body }) = &message {
-            self.report = serde_json::from_value(body.clone()).unwrap();
+    /// Asks, and waits for nothing; the answer is found in `answers`.
+    fn request(&mut self, verb: Asked) -> u64 {
+        self.next_id += 1;
+        let id = self.next_id;
+        let request = serde_json::to_string(&Request { id, verb }).unwrap();
+        writeln!(self.stream.get_mut(), "{request}").unwrap();
+        id
+    }
+
+    pub fn send(&mut self, order: Order) -> u64 {
+        let body = serde_json::to_value(KeeperCall::Order { order }).unwrap();
+        self.request(Asked::Call { body })
+    }
+
+    fn read(&mut self) {
+        match read(&mut self.stream) {
+            Message::Event(Event::Service { body }) => {
+                self.report = serde_json::from_value(body).unwrap();
+            }
+            Message::Event(Event::Sign { body }) => {
+                self.signed(&serde_json::from_value(body).unwrap())
+            }
+            Message::Event(Event::Phase { .. }) | Message::Hello(_) => {}
+            Message::Reply { id, answer } => drop(self.answers.insert(id, answer)),
         }
-        message
+    }
+
+    fn signed(&mut self, sign: &KeeperSign) {
+        assert_eq!(sign.incarnation, self.report.incarnation);
+        self.signs += 1;
+        self.pulse = Some(sign.pulse);
+        if let Some(asked) = &sign.lease {
+            self.asked += 1;
+            if self.grants {
+                let grant = LeaseGrant {
+                    incarnation: asked.incarnation,
+                    epoch: asked.epoch,
+                    nonce: asked.nonce,
+                };
+                let body = serde_json::to_value(KeeperCall::Grant { grant }).unwrap();
+                self.request(Asked::Call { body });
+            }
+        }
+    }
+
+    /// Takes in what comes for so long. Signs come all the time, so this ends.
+    pub fn listen(&mut self, time: Duration) {
+        let begun = Instant::now();
+        while begun.elapsed() < time {
+            self.read();
+        }
+    }
+
+    /// Reads until a sign is as wanted. What came before does not count.
+    pub fn until_sign(&mut self, what: &str, wanted: impl Fn(Pulse) -> bool) {
+        let begun = Instant::now();
+        self.pulse = None;
+        while !self.pulse.is_some_and(&wanted) {
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "{what}: it did not come, but {:?}",
+                self.pulse
+            );
+            self.read();
+        }
     }
 
     pub fn order(&mut self, order: Order) -> OrderOutcome {
@@ -500,8 +574,12 @@ fn read(stream: &mut BufReader<UnixStream>) -> Message {
 }
 
 pub fn kill(pid: u32) {
+    signal(pid, rustix::process::Signal::KILL);
+}
+
+pub fn signal(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
 }
 
 /// Runs one statement.

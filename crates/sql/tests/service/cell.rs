@@ -166,6 +166,19 @@ impl TestCell {
             .retain(|watcher| watcher.try_send(event.clone()).is_ok());
     }
 
+    fn pass_on(&self, name: &TaskName, sign: &serde_json::Value) {
+        let event = TaskEvent {
+            task: name.to_string(),
+            service: SERVICE.into(),
+            generation: 1,
+            sign: serde_json::to_vec(sign).unwrap(),
+            ..TaskEvent::default()
+        };
+        for watcher in &self.lock().watchers {
+            let _ = watcher.try_send(event.clone());
+        }
+    }
+
     fn event(&self, name: &TaskName, task: &Task) -> TaskEvent {
         TaskEvent {
             task: name.to_string(),
@@ -181,6 +194,7 @@ impl TestCell {
             at_unix_ms: 0,
             synced: false,
             machine_lost: false,
+            sign: Vec::new(),
         }
     }
 
@@ -292,6 +306,7 @@ impl TestCell {
                         Message::Event(Event::Service { body }) => {
                             self.change(name, |task| task.said = serde_json::to_vec(&body).unwrap());
                         }
+                        Message::Event(Event::Sign { body }) => self.pass_on(name, &body),
                         Message::Reply { id, answer } => {
                             if let Some(asker) = open.remove(&id) {
                                 drop(asker.send(answer));

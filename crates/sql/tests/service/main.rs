@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cell;
+mod hang;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -83,7 +84,11 @@ fn server(cell: &TestCell) -> SqlServer {
 }
 
 async fn up(cell: &TestCell, server: &dyn AdminServer) {
-    let spec_json = serde_json::to_string(&spec()).unwrap();
+    up_as(cell, server, &spec()).await;
+}
+
+async fn up_as(cell: &TestCell, server: &dyn AdminServer, spec: &ServiceSpec) {
+    let spec_json = serde_json::to_string(spec).unwrap();
     let request = TurnupRequest {
         service: SERVICE.into(),
         spec_json,
@@ -201,8 +206,12 @@ async fn count(conn: &mut Conn) -> u32 {
 }
 
 fn kill(pid: u32) {
+    signal(pid, rustix::process::Signal::KILL);
+}
+
+fn signal(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
 }
 
 fn pid_of(view: &ClusterView, task: &str) -> u32 {

@@ -1,6 +1,7 @@
 //! How long a server stays open.
 
 use super::*;
+use crate::{BootTime, LeaseGrant};
 
 fn at(ms: u64) -> BootTime {
     BootTime(Duration::from_millis(ms))

@@ -10,6 +10,7 @@ use super::looking::BETWEEN_ORDERS;
 use super::{Asker, Guard, WAITING};
 use crate::keeper::call::KeeperCall;
 use crate::keeper::file::FileError;
+use crate::keeper::fuse::boot_now;
 use crate::keeper::orders::{Done, Job, carry_out, chain};
 use crate::keeper::peers::PeerEvent;
 use crate::mariadb::Driver;
@@ -33,6 +34,7 @@ impl Guard {
                 }
                 Verb::Call { body } => match serde_json::from_value::<KeeperCall>(body) {
                     Ok(KeeperCall::Order { order }) => self.ordered((peer, id), order),
+                    Ok(KeeperCall::Grant { grant }) => self.granted((peer, id), &grant),
                     Ok(KeeperCall::Report) => self.report_asked((peer, id)),
                     Err(error) => {
                         let why = format!("this keeper does not know that call: {error}");
@@ -97,6 +99,8 @@ impl Guard {
 
     /// Offers an order to the core; persists, then acts.
     pub(super) fn offer(&mut self, asker: Asker, order: Order) {
+        let now = boot_now();
+        self.core.at(now);
         let (persist, verb) = match self.core.offer(&order, &self.state) {
             Decision::Refuse(reply) => {
                 self.context
@@ -105,6 +109,7 @@ impl Guard {
             }
             Decision::Obey { persist, verb } => (persist, verb),
         };
+        self.give_way();
         if let Err(error) = self.remember(persist, &verb) {
             let outcome = OrderOutcome::Failed {
                 why: format!("nothing was done: {}", chain(&error)),
@@ -115,16 +120,28 @@ impl Guard {
         self.known.incomplete = self.file.incomplete.is_some();
         self.next_look = self.next_look.max(Instant::now() + BETWEEN_ORDERS);
         self.job_of = Some(asker);
+        self.job_begun = now;
         self.job = Some(Box::pin(carry_out(Job {
             context: self.context.clone(),
             order,
             known: self.known.clone(),
             before: self.reading.take().filter(|_| self.fresh),
-            driver: self.driver.take(),
+            // A kill that failed took the connection with it.
+            driver: (self.driver.take()).or_else(|| self.login.clone().map(Driver::new)),
             server: self.server.clone(),
             last: self.file.server.clone(),
             progress: self.progress.0.clone(),
         })));
+    }
+
+    /// What an obeyed order finds under way is ended: only a kill is obeyed then, and the order's statements die with the
+    /// server.
+    fn give_way(&mut self) {
+        self.job = None;
+        if let Some(asker) = self.job_of.take() {
+            let why = "the server is killed: this order is given up".to_owned();
+            self.peers.answer(asker, Answer::Refused { why });
+        }
     }
 
     pub(super) fn remember(
@@ -165,6 +182,10 @@ impl Guard {
         self.known = done.known;
         if self.server.is_some() {
             self.driver = done.driver;
+            if let Some(driver) = &self.driver {
+                self.login = Some(driver.login().clone());
+            }
+            self.begin_reading();
             self.watcher = match (self.watcher.take(), &self.driver, &self.look) {
                 (None, Some(driver), None) => Some(Driver::new(driver.login().clone())),
                 (watcher, _, _) => watcher,
@@ -184,12 +205,14 @@ impl Guard {
     pub(super) fn reply(&mut self, asker: Asker, outcome: OrderOutcome) {
         match &outcome {
             OrderOutcome::Failed { why } => self.context.note(&format!("an order failed: {why}")),
+            OrderOutcome::BarrierDone { epoch, .. } => {
+                self.core.barrier_acknowledged(*epoch, self.job_begun);
+            }
             OrderOutcome::Done
             | OrderOutcome::Started { .. }
             | OrderOutcome::Exited { .. }
             | OrderOutcome::Stopped { .. }
             | OrderOutcome::Drained { .. }
-            | OrderOutcome::BarrierDone { .. }
             | OrderOutcome::Demoted { .. }
             | OrderOutcome::Refused(_) => {}
         }

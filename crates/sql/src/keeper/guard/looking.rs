@@ -36,8 +36,16 @@ impl Guard {
                 }
                 self.context
                     .note(&format!("the server (pid {}) ended", incarnation.pid));
+                if self.fuse.has_blown() {
+                    self.context
+                        .note("it was killed: its serving lease had ended");
+                }
+                self.fuse.watches(None);
+                self.core.server_ended();
+                self.living.ended();
                 self.server = None;
                 self.driver = None;
+                self.login = None;
                 self.watcher = None;
                 self.look = None;
                 self.known.barrier = None;
@@ -59,6 +67,12 @@ impl Guard {
         self.state = ServerState::Starting {
             incarnation: incarnation.clone(),
         };
+        match server.handle() {
+            Ok(handle) => self.fuse.watches(Some(handle)),
+            Err(error) => self.context.note(&format!(
+                "nothing could end the server by itself: no handle of it: {error}"
+            )),
+        }
         self.server = Some(server.clone());
         let progress = self.progress.0.clone();
         tokio::task::spawn_local(async move {

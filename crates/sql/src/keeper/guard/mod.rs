@@ -1,11 +1,13 @@
 //! The keeper's loop: one thread, and one place where events become actions.
 //!
-//! At most one order is carried out and one look at the server is taken at a time, over a connection each. An order is
+//! At most one order is carried out and one look at the server is taken at a time, over a connection each; a kill goes
+//! before an order under way, which it ends. An order is
 //! offered to the core only with a look that was begun after the order before it was over; one that arrives earlier
 //! waits for that look (under a millisecond).
 
 mod asking;
 mod ending;
+mod living;
 mod looking;
 
 use std::cell::RefCell;
@@ -16,7 +18,9 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use homeostat_decider::{BootId, KeeperCore, KeeperIncarnation, MemberReport, Order, ServerState};
+use homeostat_decider::{
+    BootId, BootTime, KeeperCore, KeeperIncarnation, MemberReport, Order, ServerState,
+};
 use homeostat_model::Durability;
 use homeostat_supervisor::cgroup::{self, TaskGroup, group_name};
 use homeostat_supervisor::launch::LaunchFile;
@@ -31,11 +35,14 @@ use tokio::time::{Instant, sleep_until};
 
 use super::config::KeeperConfig;
 use super::file::{KeeperFile, Memory};
+use super::fuse::Fuse;
 use super::orders::{Context, Done, Progress};
 use super::peers::{PeerEvent, PeerId, Peers};
+use super::reader::Watched;
 use super::server::{Paths, Server};
 use super::{KeepError, system};
-use crate::mariadb::{Driver, Known, Reading, SqlError};
+use crate::mariadb::{Driver, Known, Login, Reading, SqlError};
+use living::Living;
 use looking::QUICK;
 
 /// Orders that may wait for a look.
@@ -68,8 +75,14 @@ pub(crate) struct Guard {
     driver: Option<Driver>,
     /// For looks.
     watcher: Option<Driver>,
+    /// For all of them, while the server is ready.
+    login: Option<Login>,
+    living: Living,
+    watched: Rc<Watched>,
+    fuse: Fuse,
     job: Running<Done>,
     job_of: Option<Asker>,
+    job_begun: BootTime,
     waiting: VecDeque<(Asker, Order)>,
     /// Who asked for a report, and the number of the look from which it is to be made.
     curious: VecDeque<(Asker, u64)>,
@@ -129,7 +142,9 @@ impl Guard {
             incarnation,
             boot.clone(),
             file.kept.clone(),
-        );
+        )
+        .with_lease(config.lease());
+        let watched = Rc::new(Watched::new(config.pulse()));
         let name = group_name(&launch.task, &run_dir);
         let (group, notes) = TaskGroup::create(&cgroup::detect(), &name, launch.memory_limit);
         let log = Log::new(&launch.logs, Limits::DEFAULT);
@@ -182,8 +197,13 @@ impl Guard {
             known,
             driver: None,
             watcher: None,
+            login: None,
+            living: Living::new(),
+            watched,
+            fuse: Fuse::light().map_err(system("start a thread"))?,
             job: None,
             job_of: None,
+            job_begun: BootTime::default(),
             waiting: VecDeque::new(),
             curious: VecDeque::new(),
             look: None,
@@ -215,6 +235,7 @@ impl Guard {
                 break;
             }
             self.begin_look();
+            self.fuse.set(self.lease_ends());
             tokio::select! {
                 // In this order, so that a server is known before the order that started it is over.
                 biased;
@@ -229,6 +250,8 @@ impl Guard {
                         self.peers.welcome(stream, &first);
                     }
                 }
+                kept = maybe(&mut self.living.keeping) => self.kept_alive(kept),
+                () = sleep_until(self.living.next_beat) => self.beat(),
                 () = at(self.deadline) => self.out_of_time(),
                 () = sleep_until(self.next_look), if self.look.is_none() && self.watcher.is_some() => {}
                 _ = self.terminate.recv() => self.stop(Duration::from_millis(self.context.launch.grace_ms)),
@@ -254,25 +277,11 @@ impl Guard {
         }
     }
 
-    fn report(&self) -> MemberReport {
-        MemberReport {
-            member: self.context.launch.task.clone(),
-            incarnation: self.core.incarnation(),
-            boot: self.context.boot.clone(),
-            host: self.context.launch.address.clone(),
-            port: self.context.port(),
-            record: self.core.record().cloned(),
-            held: self.core.held(),
-            pulse: None,
-            server: self.state.clone(),
-        }
-    }
-
     fn report_changes(&mut self) {
-        let report = self.report();
-        if self.reported.as_ref() != Some(&report) {
-            self.peers.tell_all(&report_event(&report));
-            self.reported = Some(report);
+        let facts = self.facts();
+        if self.reported.as_ref() != Some(&facts) {
+            self.reported = Some(facts);
+            self.peers.tell_all(&report_event(&self.report()));
         }
     }
 }

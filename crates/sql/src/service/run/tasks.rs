@@ -9,6 +9,7 @@ use homeostat_model::{TaskName, TaskState};
 use tokio::time::{Instant, sleep};
 
 use super::{AGAIN, Heard, Loop, Outcome, REFUSED, Wish};
+use crate::keeper::KeeperSign;
 use crate::service::launch::{grace_ms, resources};
 use crate::service::lead::Lead;
 use crate::service::members::{Action, Said, Seen, Wanted, next};
@@ -18,6 +19,9 @@ impl Loop {
         if event.synced {
             self.synced = true;
             return;
+        }
+        if !event.sign.is_empty() {
+            return self.signed(event);
         }
         let now = self.now();
         let Ok(name) = TaskName::new(event.task.clone()) else {
@@ -47,6 +51,28 @@ impl Loop {
             }
         };
         self.feed(input);
+    }
+
+    /// A keeper lives: its last report stands, with this pulse.
+    fn signed(&mut self, event: &TaskEvent) {
+        let Ok(sign) = serde_json::from_slice::<KeeperSign>(&event.sign) else {
+            return;
+        };
+        let Some(said) = TaskName::new(event.task.clone())
+            .ok()
+            .and_then(|name| self.tasks.get_mut(&name)?.said.as_mut())
+        else {
+            return;
+        };
+        if !sign.renews(&mut said.report) {
+            return;
+        }
+        let report = said.report.clone();
+        let asked = sign.lease.filter(|asked| asked.member == report.member);
+        self.feed(Input::Report(report));
+        if let Some(asked) = asked {
+            self.feed(Input::LeaseAsked(asked));
+        }
     }
 
     /// Sets everything due going; says when to look again though nothing happened.

@@ -1,10 +1,9 @@
 //! What is wished of the service, and the decider that makes it so.
 
-use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use homeostat_api::{Refusal, RefusalKind};
-use homeostat_decider::{Config, Input, MemberReport, Note, NoteEvent};
+use homeostat_decider::{Input, MemberReport, Note, NoteEvent};
 use homeostat_model::{ServiceKind, ServiceSpec, SqlSpec, Term, UnixMillis};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -70,6 +69,11 @@ impl Loop {
             return Err(Refusal::bad_request(why));
         }
         self.members = members;
+        let decided_by = |spec: &SqlSpec| (spec.profile, spec.reads);
+        if (self.spec.as_ref()).is_some_and(|known| decided_by(known) != decided_by(sql)) {
+            // A decider keeps what it began with: another one begins.
+            self.resign();
+        }
         self.spec = Some(sql.clone());
         Ok(sql.clone())
     }
@@ -150,12 +154,8 @@ impl Loop {
         }
         self.numbering = None;
         self.leads += 1;
-        // Where members stand is not told by the contract, so all count as equally far apart; the scheduler has spread them.
-        let config = Config::mariadb(
-            self.own.service.clone(),
-            self.members.clone(),
-            BTreeMap::new(),
-        );
+        let Some(spec) = &self.spec else { return };
+        let config = launch::deciding(&self.own.service, &self.members, spec);
         let lead = Lead::begin(
             self.leads,
             config,

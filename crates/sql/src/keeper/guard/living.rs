@@ -1,0 +1,186 @@
+//! What goes on at every pulse, whatever else is done or hangs: the sign of life, and the serving lease of a holder.
+//!
+//! The lease is renewed by the leader (`c` in the docs of the decider's lease) and, where no leader grants, by barrier
+//! commits of this keeper's own (`h`). Those are written only when grants stay away, so that an idle cluster writes nothing.
+
+use std::time::Duration;
+
+use homeostat_decider::{BootTime, LeaseGrant, MemberReport, Pulse};
+use homeostat_model::Epoch;
+use homeostat_supervisor::protocol::{Event, Message, Phase};
+use tokio::time::Instant;
+
+use super::{Asker, Guard, Running};
+use crate::keeper::fuse::boot_now;
+use crate::keeper::orders::chain;
+use crate::keeper::reader::Reader;
+use crate::keeper::sign::KeeperSign;
+use crate::mariadb::{self, Driver, Member, SqlError};
+
+/// While a read is unanswered: the moment at which that is a hang must not wait for a pulse.
+const WORRIED: Duration = Duration::from_millis(25);
+/// The lease is renewed as often as this in its length.
+const RENEWALS: u32 = 5;
+/// Of which so many may stay away before commits of the keeper's own renew it.
+const MISSED: u32 = 2;
+
+/// A barrier commit of the keeper's own.
+pub(super) struct Kept {
+    epoch: Epoch,
+    begun: BootTime,
+    result: Result<(), SqlError>,
+}
+
+/// What a guard needs for it.
+pub(super) struct Living {
+    pub next_beat: Instant,
+    next_renewal: Instant,
+    reader: Option<Reader>,
+    pub keeping: Running<Kept>,
+    /// The last one of its own was not acknowledged: said once.
+    failing: bool,
+}
+
+impl Living {
+    pub(super) fn new() -> Self {
+        Self {
+            next_beat: Instant::now(),
+            next_renewal: Instant::now(),
+            reader: None,
+            keeping: None,
+            failing: false,
+        }
+    }
+
+    /// The server is gone.
+    pub(super) fn ended(&mut self) {
+        self.reader = None;
+        self.keeping = None;
+    }
+}
+
+impl Guard {
+    /// The server is ready.
+    pub(super) fn begin_reading(&mut self) {
+        if let (None, Some(driver)) = (&self.living.reader, &self.driver) {
+            let (login, pulse) = (driver.login().clone(), self.context.config.pulse());
+            self.living.reader = Some(Reader::begin(login, pulse, self.watched.clone()));
+        }
+    }
+
+    pub(super) fn pulse(&self) -> Pulse {
+        // To be called at each beat also where no server runs: time is counted by it.
+        self.watched.now();
+        let silent = Pulse {
+            unanswered_ms: None,
+            source_ms: None,
+        };
+        (self.living.reader.as_ref()).map_or(silent, |reader| reader.pulse(&self.watched))
+    }
+
+    pub(super) fn beat(&mut self) {
+        let (pulse, often) = (self.pulse(), self.context.config.pulse());
+        let worried = (pulse.unanswered_ms).is_some_and(|age| Duration::from_millis(age) > often);
+        self.living.next_beat = Instant::now() + if worried { WORRIED } else { often };
+        let due = self.living.next_renewal <= Instant::now();
+        // Stamped now, so nothing may come between this and the sending.
+        let lease = due.then(|| self.core.renewal(boot_now())).flatten();
+        let sign = KeeperSign {
+            incarnation: self.core.incarnation(),
+            pulse,
+            lease,
+        };
+        // Plain data: numbers and names.
+        let body = serde_json::to_value(sign).unwrap_or_default();
+        self.peers.pass(&Message::Event(Event::Sign { body }));
+        if due {
+            self.living.next_renewal = Instant::now() + self.context.config.lease() / RENEWALS;
+            self.keep_alive();
+        }
+    }
+
+    pub(super) fn granted(&mut self, asker: Asker, grant: &LeaseGrant) {
+        self.core.granted(grant, boot_now());
+        self.answer(asker, &());
+    }
+
+    /// Begins a barrier commit of the keeper's own, where one is needed and none is under way.
+    fn keep_alive(&mut self) {
+        let now = boot_now();
+        let length = self.context.config.lease();
+        let enough = length - length / RENEWALS * MISSED;
+        let granted = (self.core.deadline())
+            .is_some_and(|deadline| deadline.0.saturating_sub(now.0) >= enough);
+        if granted || self.living.keeping.is_some() || !self.core.commits_barriers(&self.state) {
+            return;
+        }
+        let (Some(record), Some(login)) = (self.core.record().cloned(), self.login.clone()) else {
+            return;
+        };
+        let context = self.context.clone();
+        self.living.keeping = Some(Box::pin(async move {
+            let member = Member {
+                config: &context.config,
+                member: &context.launch.task,
+                record: &record,
+                data: &context.launch.data,
+                run: &context.run_dir,
+            };
+            let result = mariadb::keep_alive(&mut Driver::new(login), &member).await;
+            Kept {
+                epoch: record.epoch,
+                begun: now,
+                result,
+            }
+        }));
+    }
+
+    pub(super) fn kept_alive(&mut self, kept: Kept) {
+        match kept.result {
+            Ok(()) => {
+                self.core.barrier_acknowledged(kept.epoch, kept.begun);
+                self.living.failing = false;
+            }
+            Err(error) => {
+                if !self.living.failing {
+                    let why = chain(&error);
+                    self.context.note(&format!(
+                        "the serving lease is not renewed by ackers: {why}"
+                    ));
+                }
+                self.living.failing = true;
+            }
+        }
+    }
+
+    /// When the server must be dead. One that was told to end closes its door at once, and gets the time it needs for the
+    /// rest; that has a limit of its own.
+    pub(super) fn lease_ends(&self) -> Option<BootTime> {
+        match self.phase {
+            Phase::Starting | Phase::Running { .. } => self.core.deadline(),
+            Phase::Stopping { .. } | Phase::Ended { .. } => None,
+        }
+    }
+
+    /// Without signs of life, which are news at every look.
+    pub(super) fn facts(&self) -> MemberReport {
+        MemberReport {
+            member: self.context.launch.task.clone(),
+            incarnation: self.core.incarnation(),
+            boot: self.context.boot.clone(),
+            host: self.context.launch.address.clone(),
+            port: self.context.port(),
+            record: self.core.record().cloned(),
+            held: self.core.held(),
+            pulse: None,
+            server: self.state.clone(),
+        }
+    }
+
+    pub(super) fn report(&self) -> MemberReport {
+        MemberReport {
+            pulse: Some(self.pulse()),
+            ..self.facts()
+        }
+    }
+}
