@@ -5,13 +5,14 @@ use tokio::sync::mpsc;
 
 use crate::Refusal;
 use crate::v1::{
-    ActReply, ActRequest, ChecksReply, ChecksRequest, DescribeReply, DescribeRequest, DisturbReply, DisturbRequest, EvictReply, EvictRequest, ForgetReply,
-    ForgetRequest, HelloReply, HelloRequest, InspectReply, InspectRequest, KillReply, KillRequest,
-    LocalCallReply, LocalCallRequest, NoteReply, NoteRequest, PlaceReply, PlaceRequest,
-    PrepareEvictionReply, PrepareEvictionRequest, ReadReply, ReadRequest, RolloutReply,
-    RolloutRequest, SetEndpointReply, SetEndpointRequest, SettleReply, SettleRequest, StartReply, StartRequest, StopReply,
-    StopRequest, TaskEvent, TurndownReply, TurndownRequest, TurnupReply, TurnupRequest,
-    WatchRequest, WriteReply, WriteRequest,
+    ActReply, ActRequest, ChecksReply, ChecksRequest, DescribeReply, DescribeRequest, DisturbReply,
+    DisturbRequest, EvictReply, EvictRequest, ForgetReply, ForgetRequest, HelloReply, HelloRequest,
+    InspectReply, InspectRequest, KillReply, KillRequest, LocalCallReply, LocalCallRequest,
+    NoteReply, NoteRequest, PlaceReply, PlaceRequest, PrepareEvictionReply, PrepareEvictionRequest,
+    ReadReply, ReadRequest, RolloutReply, RolloutRequest, SetEndpointReply, SetEndpointRequest,
+    SettleReply, SettleRequest, StartReply, StartRequest, StopReply, StopRequest, TaskEvent,
+    TurndownReply, TurndownRequest, TurnupReply, TurnupRequest, WatchRequest, WriteReply,
+    WriteRequest,
 };
 
 type Answer<T> = Result<T, Refusal>;
@@ -33,8 +34,8 @@ pub trait AdminServer: Send + Sync + 'static {
     /// A service that does not know this keeps its tasks where they are; whoever empties a machine waits, and says so.
     async fn evict(&self, request: EvictRequest) -> Answer<EvictReply> {
         Err(Refusal::not_now(format!(
-            "{} cannot move {} yet",
-            request.service, request.task
+            "{} cannot be moved to another machine yet",
+            request.task
         )))
     }
     async fn rollout(&self, request: RolloutRequest) -> Answer<RolloutReply>;

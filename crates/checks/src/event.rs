@@ -18,6 +18,8 @@ pub enum Event<'a> {
     Changed {
         was: &'static str,
         row: &'a Row,
+        /// As RFC 3339 in UTC.
+        at: &'a str,
     },
     FixBegan(FixView<'a>),
     FixEnded {

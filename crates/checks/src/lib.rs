@@ -14,8 +14,10 @@
 mod event;
 mod graph;
 mod hands;
+mod history;
 mod locks;
 mod plan;
+mod proofs;
 mod report;
 mod row;
 mod run;
@@ -25,8 +27,11 @@ mod watch;
 
 pub use event::{Event, FixView, Reporter};
 pub use graph::{Graph, Picture};
+pub use history::HistoryError;
+pub use homeostat_probes::prove::{Worker, inside as prove_inside};
 pub use locks::LockFolder;
 pub use plan::{Plan, PlannedFix, plan};
+pub use proofs::{Found, ProofBook, ProofError, Proved, scratch_folder};
 pub use report::{Colour, Json, Junit, Prometheus, Tap, Terminal};
 pub use row::{Report, Row, Standing, Summary};
 pub use run::{Doing, Ended, RunError, RunOptions, run};

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::event::{Event, FixView, Reporter};
 use crate::hands::Hands;
+use crate::history::{History, HistoryError};
 use crate::locks::LockFolder;
 use crate::row::{Beside, Report, Row, Summary, row};
 use crate::select::Chosen;
@@ -42,6 +44,8 @@ pub struct RunOptions {
     pub longest_back_off: Duration,
     pub seed: u64,
     pub locks: LockFolder,
+    /// Where it is remembered from run to run how flaky checks are; none: nowhere.
+    pub history: Option<PathBuf>,
 }
 
 impl RunOptions {
@@ -61,6 +65,7 @@ impl RunOptions {
             longest_back_off: Duration::from_secs(300),
             seed,
             locks: LockFolder::usual(),
+            history: None,
         }
     }
 }
@@ -71,6 +76,8 @@ pub enum RunError {
     Suite(#[from] SuiteError),
     #[error("cannot write what was found")]
     Output(#[source] io::Error),
+    #[error(transparent)]
+    History(#[from] HistoryError),
     /// Ours.
     #[error("a check crashed the program that runs it: {0}")]
     Crashed(String),
@@ -147,11 +154,19 @@ pub async fn run(
     reporter: &mut dyn Reporter,
     stop: impl Future<Output = ()>,
 ) -> Result<Ended, RunError> {
+    let history = options.history.as_deref().map(History::read).transpose()?;
     let mut run = Loop::new(chosen, options, reporter)?;
+    if let Some(history) = &history {
+        run.recall(history);
+    }
     let ended = run.until_the_end(chosen, options, stop).await;
     run.tasks.shutdown().await;
     crate::hands::reapers_are_done().await;
     let stopped = ended?;
+    if let (Some(mut history), Some(path)) = (history, &options.history) {
+        run.remember(&mut history);
+        history.write(path)?;
+    }
     let report = run.report(&chosen.suite.skipped);
     run.reporter
         .event(&Event::Ended(&report))
@@ -207,6 +222,20 @@ impl<'a> Loop<'a> {
             repairing: BTreeMap::new(),
             clock,
         })
+    }
+
+    fn recall(&mut self, history: &History) {
+        for (id, slot) in &self.slots {
+            if let Some(remembered) = history.of(&slot.item.name) {
+                self.engine.recall(*id, remembered);
+            }
+        }
+    }
+
+    fn remember(&self, history: &mut History) {
+        for (id, slot) in &self.slots {
+            history.note(slot.item.name.clone(), self.engine.remembered(*id));
+        }
     }
 
     /// Whether it was stopped.

@@ -8,6 +8,8 @@ use homeostat_model::{BadName, CheckName};
 use homeostat_probes::{CallError, Fix, Probe, goss};
 use homeostat_prodtest::{Check, FixPolicy, Repeatable, SuiteError};
 
+use crate::proofs::{Found, ProofBook};
+
 /// The longest that applying a fix may take. Packages are downloaded, services take their time to stop.
 const FIX_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -21,6 +23,8 @@ pub struct Item {
     pub name: CheckName,
     pub probe: Probe,
     pub fix: Option<Fix>,
+    /// As it was declared.
+    pub fix_call: Option<Call>,
     /// Whether its fix may be applied again when it did not help.
     pub repeatable: Repeatable,
     pub after: Vec<CheckName>,
@@ -104,8 +108,10 @@ pub fn goss_to_site(text: &str) -> Result<String, goss::GossError> {
 impl Suite {
     /// # Errors
     /// [`SuiteProblem`] when a call cannot be carried out, which [`judge`] finds earlier and with its place.
-    pub fn from_site(site: SiteSpec) -> Result<Self, SuiteProblem> {
-        let items: Result<Vec<Item>, SuiteProblem> = site.checks.into_iter().map(item).collect();
+    pub fn from_site(site: SiteSpec, proofs: &ProofBook) -> Result<Self, SuiteProblem> {
+        let checks = site.checks.into_iter();
+        let items: Result<Vec<Item>, SuiteProblem> =
+            checks.map(|check| item(check, proofs)).collect();
         Self::new(items?, Vec::new())
     }
 
@@ -130,6 +136,7 @@ impl Suite {
                 target: target(&check.call),
                 watched: watched(&check.call),
                 fix: None,
+                fix_call: None,
                 repeatable: Repeatable::NotProved,
                 after: Vec::new(),
                 owner: None,
@@ -181,7 +188,7 @@ impl Suite {
     }
 }
 
-fn item(check: SiteCheck) -> Result<Item, SuiteProblem> {
+fn item(check: SiteCheck, proofs: &ProofBook) -> Result<Item, SuiteProblem> {
     let name = check.name;
     let call = |source| SuiteProblem::Call {
         name: name.clone(),
@@ -204,10 +211,14 @@ fn item(check: SiteCheck) -> Result<Item, SuiteProblem> {
     Ok(Item {
         target: looked_at.and_then(target),
         watched: looked_at.and_then(watched),
-        repeatable: check.fix.as_ref().map_or(Repeatable::NotProved, repeatable),
+        repeatable: match (&check.fix, &fix) {
+            (Some(call), Some(fix)) => repeatable(call, proofs.says(fix)),
+            (None, _) | (_, None) => Repeatable::NotProved,
+        },
         probe,
         fix,
         after: check.after,
+        fix_call: check.fix,
         owner: check.owner,
         tags: check.tags,
         confirm: check.confirm,
@@ -219,13 +230,17 @@ fn item(check: SiteCheck) -> Result<Item, SuiteProblem> {
     })
 }
 
-/// What says how things must be does nothing the second time: it compares before it changes. What acts does whatever it
-/// is told to, each time.
-fn repeatable(fix: &Call) -> Repeatable {
-    match library::kind(&fix.kind).map(|kind| kind.role) {
+/// What is proved may be repeated. Without a proof: what says how things must be compares before it changes; what acts
+/// does whatever it is told to, each time.
+fn repeatable(call: &Call, found: Found) -> Repeatable {
+    match (found, library::kind(&call.kind).map(|kind| kind.role)) {
+        (Found::Proved, _) => Repeatable::Proved,
+        (Found::Refuted, _) => Repeatable::NotProved,
         // Nobody knows what somebody's own program does.
-        Some(Role::State) if fix.kind != "program" => Repeatable::Proved,
-        Some(Role::State | Role::Probe | Role::Fix) | None => Repeatable::NotProved,
+        (Found::Unproved, Some(Role::State)) if call.kind != "program" => Repeatable::Proved,
+        (Found::Unproved, Some(Role::State | Role::Probe | Role::Fix) | None) => {
+            Repeatable::NotProved
+        }
     }
 }
 

@@ -204,6 +204,36 @@ check("kept", fix = file("{dir}/kept", content = "right\n"), confirm = 1, every 
 }
 
 #[tokio::test]
+async fn a_check_that_flakes_from_run_to_run_repairs_nothing() {
+    // Every other look fails, until a file says that all do.
+    let site = Site::new(
+        r#"
+check("shaky", probe = command("n=$(cat {dir}/n); echo $((n + 1)) > {dir}/n; test ! -e {dir}/broken -a $((n % 2)) -eq 1"), fix = run("touch {dir}/repaired", unless = ["/bin/false"]), settle = "0s")
+"#,
+    );
+    site.write("n", "0\n");
+    for _ in 0..14 {
+        let report = site.run_again(Doing::Repair).await.report;
+        assert!(
+            words(&report) == "shaky pass" || words(&report) == "shaky flaky",
+            "{}",
+            words(&report)
+        );
+    }
+    assert_eq!(
+        words(&site.run_again(Doing::Repair).await.report),
+        "shaky flaky"
+    );
+    site.write("broken", "");
+    let report = site.run_again(Doing::Repair).await.report;
+    assert_eq!(words(&report), "shaky fail", "in quarantine it reports");
+    assert!(!site.path("repaired").exists());
+    // Without the memory it would have been believed.
+    site.run(Doing::Repair).await;
+    assert!(site.path("repaired").exists());
+}
+
+#[tokio::test]
 async fn twenty_thousand_checks_and_a_chain_are_run() {
     let site = Site::new(
         r#"

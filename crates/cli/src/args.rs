@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::check::CheckOptions;
 use crate::check_file::ConvertOptions;
+use crate::check_prove::ProveOptions;
 
 /// Runs a cell: a pool of machines and the services on it.
 #[derive(Debug, Parser)]
@@ -28,6 +29,8 @@ pub(crate) struct Arguments {
 pub(crate) enum Verb {
     /// Run production tests over this machine and what it can reach, and repair what fails
     Check(CheckOptions),
+    /// Show that the fixes of a file of checks are idempotent, where they can do no harm
+    Prove(ProveOptions),
     /// Write a goss file as a file of checks
     Convert(ConvertOptions),
     /// Turn a cell up, and watch it come up

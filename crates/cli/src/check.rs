@@ -54,9 +54,12 @@ pub(crate) struct CheckOptions {
     #[arg(
         long,
         value_name = "DIR",
-        conflicts_with_all = ["path", "fix", "plan", "watch", "only", "tag", "owner", "set", "graph", "at_once"]
+        conflicts_with_all = ["path", "fix", "plan", "watch", "only", "tag", "owner", "set", "graph", "history", "at_once"]
     )]
     pub cell: Vec<PathBuf>,
+    /// Remember in this file, from run to run, how often each check fails for no reason
+    #[arg(long, value_name = "FILE")]
+    pub history: Option<PathBuf>,
     /// How many probes run at the same moment
     #[arg(long, value_name = "N")]
     pub at_once: Option<NonZeroUsize>,
@@ -125,6 +128,7 @@ async fn run(chosen: &Chosen, options: &CheckOptions, rounds: Rounds) -> Result<
     };
     let chance = std::hash::RandomState::new().build_hasher().finish();
     let mut run_options = RunOptions::usual(doing, rounds, chance);
+    run_options.history.clone_from(&options.history);
     if let Some(at_once) = options.at_once {
         run_options.most_at_once = at_once;
     }
@@ -142,7 +146,7 @@ async fn run(chosen: &Chosen, options: &CheckOptions, rounds: Rounds) -> Result<
     homeostat_checks::run(chosen, &run_options, reporter.as_mut(), stop)
         .await
         .map_err(|error| match error {
-            RunError::Suite(_) => Failure::input(error),
+            RunError::Suite(_) | RunError::History(_) => Failure::input(error),
             RunError::Output(_) | RunError::Crashed(_) => Failure::bug(error),
         })
 }

@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 
 use clap::Args;
 use homeostat_cellfile::ProblemKind;
-use homeostat_checks::Suite;
+use homeostat_checks::{ProofBook, Suite};
 
 use crate::failure::{Failure, Kind};
 use crate::style;
@@ -64,7 +64,8 @@ fn site(path: &Path, parameters: &BTreeMap<String, String>) -> Result<Suite, Fai
             hint: None,
         }
     })?;
-    Suite::from_site(site).map_err(Failure::input)
+    let proofs = ProofBook::open(ProofBook::usual_folder());
+    Suite::from_site(site, &proofs).map_err(Failure::input)
 }
 
 fn goss(path: &Path) -> Result<Suite, Failure> {

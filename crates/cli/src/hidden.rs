@@ -15,6 +15,9 @@ use homeostat_model::{CellLayout, MachineName, ServiceName};
 pub(crate) fn run(words: &[OsString]) -> Option<ExitCode> {
     let verb = words.get(1)?.to_str()?;
     let rest: Vec<&Path> = words[2..].iter().map(Path::new).collect();
+    if verb == "prove-inside" && rest.is_empty() {
+        return Some(homeostat_checks::prove_inside());
+    }
     let result = match (verb, rest.as_slice()) {
         ("supervise", [run]) => homeostat_supervisor::supervise(run)
             .map(|_| 0)

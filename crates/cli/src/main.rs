@@ -7,6 +7,7 @@ mod args;
 mod check;
 mod check_cells;
 mod check_file;
+mod check_prove;
 mod chaos;
 mod client;
 mod doctor;
@@ -59,6 +60,7 @@ async fn carry_out(verb: Verb, state: Option<std::path::PathBuf>) -> Result<Exit
     match verb {
         Verb::Check(options) => check::check(options).await,
         Verb::Convert(options) => check_file::convert(&options),
+        Verb::Prove(options) => check_prove::prove(&options),
         Verb::Up(options) => up::up(state, options).await,
         Verb::Down(options) => down::down(state, options).await,
         Verb::Status(options) => look::status(state, options).await,

@@ -68,15 +68,16 @@ impl Leader {
             .machines
             .apply(machine, MachineEvent::UndrainAsked)
             .await?;
-        if opened.is_some() || !done.is_empty() {
-            done.push(format!("{machine} takes tasks again"));
-            self.core
-                .events
-                .add("machine", machine.as_str(), "takes tasks again");
+        if opened.is_some() {
+            let text = "takes tasks again";
+            self.core.events.add("machine", machine.as_str(), text);
             self.core.hub.touch();
-        } else {
-            done.push(format!("{machine} was not drained: nothing to do"));
         }
+        done.push(if opened.is_some() || !done.is_empty() {
+            format!("{machine} takes tasks again")
+        } else {
+            format!("{machine} was not drained: nothing to do")
+        });
         Ok(done.join("; "))
     }
 

@@ -1,6 +1,7 @@
 //! What a decider is told once, when it begins: the fixed membership and the bounds of its waits.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use homeostat_model::{Profile, RackName, Reads, ServiceName};
@@ -41,6 +42,12 @@ pub struct Config {
     pub settle: Duration,
     /// How long an acker may be away before another member takes its place in A.
     pub replace_acker_after: Duration,
+    /// How long after a failed copy another one is begun.
+    pub rebuild_retry: Duration,
+    /// An empty member of the first epoch with fewer transactions than this replicates them all instead of being copied.
+    pub short_log: u64,
+    /// Bytes a second at which a *holder* lends a copy: it has clients. Replicas lend as fast as they can.
+    pub holder_pace: Option<NonZeroU64>,
     /// H: how long a server may answer no read, or a keeper's stream and replication be silent, before that is a fault.
     /// What is *proved* never waits for it.
     pub silence: Duration,
@@ -79,6 +86,9 @@ impl Config {
             retry: Duration::from_millis(200),
             settle: Duration::from_millis(300),
             replace_acker_after: Duration::from_secs(30),
+            rebuild_retry: Duration::from_secs(5),
+            short_log: 1_000,
+            holder_pace: NonZeroU64::new(256 << 20),
             silence: Profile::Steady.hang(),
             pulse: pulse_of(Profile::Steady),
             lease: LEASE,

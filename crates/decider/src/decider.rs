@@ -13,7 +13,8 @@
 //!
 //! # What is not there yet
 //! Where one of these would be needed the decider waits, and [`View::waits`] says for whom:
-//! - rebuilding a member whose log differs from the primary's ([`Wait::Diverged`]);
+//! - rebuilding a member that alone may have what was acknowledged: the holder of a serving epoch must have a working
+//!   acker besides it ([`Wait::Rebuild`]);
 //! - `Override`, and adopting members that know more than the store ([`Wait::StoreBehind`], [`Wait::RecordLost`]);
 //! - `durability = "process"` (`sync_relay_log=0`): ackers are taken to sync what they acknowledge;
 //! - telling from two log ends in different epochs that one log contains the other, outside of one A: barrier rows
@@ -29,6 +30,7 @@ mod lease;
 mod member;
 mod observe;
 mod promoting;
+mod rebuild;
 mod revoking;
 mod serving;
 mod sight;
@@ -324,6 +326,13 @@ impl Decider {
             });
             return;
         };
+        let copied = report.rebuild.as_ref().filter(|state| state.under_way());
+        if let (Verb::Start { .. }, Some(state)) = (&verb, copied) {
+            let source = state.source().clone();
+            let wait = self.copying(member, source);
+            self.waits.push(wait);
+            return;
+        }
         // A keeper that knows no record is told it first, by a look at the store begun after it reported.
         let verb = if report.record.is_none() {
             Verb::Learn
@@ -357,7 +366,9 @@ impl Decider {
             | Verb::Expel { .. }
             | Verb::Barrier
             | Verb::Open
-            | Verb::Reinstate => self.config.order_timeout,
+            | Verb::Reinstate
+            | Verb::Lend { .. }
+            | Verb::Rebuild { .. } => self.config.order_timeout,
         };
         let order = name_of(&verb);
         self.waits.push(Wait::Order {

@@ -162,9 +162,60 @@ pub enum NoteEvent {
     Waiting {
         waits: Vec<Wait>,
     },
+    /// A member that becomes a copy of a peer.
+    Rebuild {
+        member: MemberId,
+        what: RebuildNote,
+    },
     /// Another leader's term was seen: nothing is done any more.
     Superseded {
         by: Term,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "what")]
+pub enum RebuildNote {
+    Needed { reason: RebuildReason },
+    Done { source: MemberId, took: Duration },
+    Failed { why: String },
+}
+
+/// Why a member has to be rebuilt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "reason")]
+pub enum RebuildReason {
+    /// It cannot follow the primary: its log differs, or the primary no longer has what it would need next.
+    Diverged { error: String },
+    /// It has no data of this cluster, which has more than would be quickly replicated.
+    Empty,
+    /// An earlier copy was not finished.
+    Unfinished,
+}
+
+impl fmt::Display for RebuildReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RebuildReason::Diverged { error } => write!(f, "it cannot follow the primary: {error}"),
+            RebuildReason::Empty => f.write_str("it has no data"),
+            RebuildReason::Unfinished => f.write_str("an earlier copy was not finished"),
+        }
+    }
+}
+
+/// What a rebuilding waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "stage")]
+pub enum RebuildStage {
+    /// What it received may still be needed.
+    LeavesAckers,
+    /// One at a time.
+    Turn,
+    Source,
+    /// After a failure.
+    Pause,
+    Copy {
+        source: MemberId,
     },
 }
 
@@ -266,7 +317,13 @@ pub enum Wait {
     Member {
         member: MemberId,
     },
-    /// Its log holds what the holder's does not: keep its folder aside and rebuild it.
+    /// It becomes a copy of a peer.
+    Rebuild {
+        member: MemberId,
+        reason: RebuildReason,
+        stage: RebuildStage,
+    },
+    /// Replication does not work for a reason that a copy may not mend.
     Diverged {
         member: MemberId,
         end: LogEnd,
@@ -358,6 +415,22 @@ impl fmt::Display for Wait {
             Wait::Order { member, order } => write!(f, "{member} to carry out {order}"),
             Wait::Retry { member, why } => write!(f, "another try at {member}: {why}"),
             Wait::Member { member } => write!(f, "{member}'s keeper to be reachable"),
+            Wait::Rebuild {
+                member,
+                reason,
+                stage,
+            } => {
+                write!(f, "{member} to be rebuilt ({reason}): ")?;
+                match stage {
+                    RebuildStage::LeavesAckers => {
+                        f.write_str("first it must no longer count as an acker")
+                    }
+                    RebuildStage::Turn => f.write_str("another member is rebuilt first"),
+                    RebuildStage::Source => f.write_str("no member can spare a copy now"),
+                    RebuildStage::Pause => f.write_str("the last try failed, another one follows"),
+                    RebuildStage::Copy { source } => write!(f, "it is copied from {source}"),
+                }
+            }
             Wait::Diverged { member, end, error } => {
                 write!(
                     f,

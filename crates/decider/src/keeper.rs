@@ -17,6 +17,7 @@
 
 mod open;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use homeostat_model::{Epoch, Sequence, Term};
@@ -42,6 +43,10 @@ pub struct Kept {
     /// The newest epoch this member held and whose unacknowledged tail its log may still carry. Cleared when it is
     /// pointed at another holder or receives from one: from then on it is a replica, and is restarted as one.
     pub held: Option<Epoch>,
+    /// Up to this epoch the member may have acknowledged, or written, what it no longer has: its data folder was made anew
+    /// while it counted. It counts as complete for none of them until it was removed from A and added again (failover.md section 2).
+    #[serde(default)]
+    pub incomplete: Option<Epoch>,
 }
 
 /// See the module's text.
@@ -133,6 +138,11 @@ impl KeeperCore {
         self.kept.as_ref().and_then(|kept| kept.held)
     }
 
+    /// For reports: [`Kept::incomplete`].
+    pub fn incomplete(&self) -> Option<Epoch> {
+        self.kept.as_ref().and_then(|kept| kept.incomplete)
+    }
+
     pub fn in_progress(&self) -> Option<Sequence> {
         self.in_progress.map(|order| order.sequence)
     }
@@ -158,7 +168,9 @@ impl KeeperCore {
                     | Verb::Barrier
                     | Verb::Open
                     | Verb::Demote { .. }
-                    | Verb::Reinstate => GivesWay::ToKill,
+                    | Verb::Reinstate
+                    | Verb::Lend { .. }
+                    | Verb::Rebuild { .. } => GivesWay::ToKill,
                 };
                 self.in_progress = Some(InProgress {
                     sequence: order.header.sequence,
@@ -178,9 +190,11 @@ impl KeeperCore {
                     | Verb::Admit { .. }
                     | Verb::Expel { .. }
                     | Verb::Barrier
-                    | Verb::Demote { .. } => {}
+                    | Verb::Demote { .. }
+                    | Verb::Lend { .. }
+                    | Verb::Rebuild { .. } => {}
                 }
-                let after = self.kept_after(order);
+                let after = self.kept_after(order, server);
                 let persist = (self.kept.as_ref() != Some(&after)).then_some(after);
                 Decision::Obey {
                     persist,
@@ -206,6 +220,7 @@ impl KeeperCore {
             | OrderOutcome::Stopped { .. }
             | OrderOutcome::Drained { .. }
             | OrderOutcome::BarrierDone { .. }
+            | OrderOutcome::Lent { .. }
             | OrderOutcome::Refused(_)
             | OrderOutcome::Failed { .. } => {}
         }
@@ -318,6 +333,9 @@ impl KeeperCore {
                 .then(|| not_legal("only the holder of a serving epoch is opened")),
             Verb::Demote { .. } => (record.holder != self.member || record.phase != Phase::Revoking)
                 .then(|| not_legal("only the holder of the epoch that is being ended is demoted")),
+            Verb::Lend { to, .. } => (!serving || *to == self.member)
+                .then(|| not_legal("a copy is lent to others, and only while a holder serves")),
+            Verb::Rebuild { .. } => self.illegal_rebuild(record),
         }
     }
 
@@ -343,6 +361,15 @@ impl KeeperCore {
         })
     }
 
+    /// A rebuilt member gives up what it received. Whoever is in the A of an epoch that may still need it keeps that
+    /// (failover.md section 2).
+    fn illegal_rebuild(&self, record: &Record) -> Option<Refusal> {
+        let counts = record.ackers.contains(&self.member);
+        let free = record.phase == Phase::Serving && record.unclosed.is_empty() && !counts;
+        (!free || record.holder == self.member)
+            .then(|| not_legal("what this member received may still be needed"))
+    }
+
     /// Does the verb fit what the server is doing now?
     fn wrong_server(&self, record: &Record, verb: &Verb, server: &ServerState) -> Option<Refusal> {
         let wrong = |why: &str| {
@@ -356,13 +383,17 @@ impl KeeperCore {
             (Verb::Start { .. }, ServerState::Starting { .. } | ServerState::Up { .. }) => {
                 return wrong("the server runs already");
             }
+            (Verb::Rebuild { .. }, ServerState::Down { .. }) => return None,
+            (Verb::Rebuild { .. }, ServerState::Starting { .. } | ServerState::Up { .. }) => {
+                return wrong("the server runs: it is killed first");
+            }
             (_, ServerState::Down { .. } | ServerState::Starting { .. }) => {
                 return wrong("the server is not up");
             }
             (_, ServerState::Up { facts, .. }) => facts,
         };
         match verb {
-            Verb::Learn | Verb::Kill | Verb::Start { .. } => None,
+            Verb::Learn | Verb::Kill | Verb::Start { .. } | Verb::Rebuild { .. } => None,
             // It would be made a replica with clients connected and commits waiting.
             Verb::Receive | Verb::Drain | Verb::Repoint { .. } | Verb::StopReceiving
                 if !facts.read_only =>
@@ -408,12 +439,13 @@ impl KeeperCore {
             | Verb::Barrier
             | Verb::Open
             | Verb::Reinstate
-            | Verb::Demote { .. } => None,
+            | Verb::Demote { .. }
+            | Verb::Lend { .. } => None,
         }
     }
 
     /// What must be on disk before the order is carried out.
-    fn kept_after(&self, order: &Order) -> Kept {
+    fn kept_after(&self, order: &Order, server: &ServerState) -> Kept {
         let record = &order.header.record;
         // A keeper whose file was lost restarts as a replica does, which keeps everything: at worst its log then
         // differs from the primary's, and it is rebuilt.
@@ -427,7 +459,11 @@ impl KeeperCore {
         }
         // By `Receive` as well: a holder that died before it forgot its source is not pointed anew when that source
         // holds the next epoch, and what it then acknowledges must not be dropped as a tail.
-        if matches!(order.verb, Verb::Repoint { .. } | Verb::Receive) {
+        // By `Rebuild`, because its log is to be another one.
+        if matches!(
+            order.verb,
+            Verb::Repoint { .. } | Verb::Receive | Verb::Rebuild { .. }
+        ) {
             held = None;
         }
         let term = self
@@ -439,7 +475,37 @@ impl KeeperCore {
             term,
             boot: self.boot.clone(),
             held,
+            incomplete: self.incomplete_after(order, server),
         }
+    }
+
+    fn incomplete_after(&self, order: &Order, server: &ServerState) -> Option<Epoch> {
+        let record = &order.header.record;
+        let counted = |holder: &MemberId, ackers: &BTreeSet<MemberId>| {
+            *holder == self.member || ackers.contains(&self.member)
+        };
+        let unclosed = record.unclosed.iter();
+        let unclosed = unclosed.filter(|of| counted(&of.holder, &of.ackers));
+        let unclosed = unclosed.map(|of| of.epoch).max();
+        let now = match record.phase {
+            Phase::Serving => Some(record.epoch),
+            Phase::Revoking => Some(record.ended()),
+            // It has acknowledged nothing of this epoch before it was started in it.
+            Phase::Promoting => None,
+        };
+        let lost = unclosed.max(now.filter(|_| counted(&record.holder, &record.ackers)));
+        let made_anew = matches!(order.verb, Verb::Start { .. })
+            && matches!(
+                server,
+                ServerState::Down {
+                    initialised: false,
+                    ..
+                }
+            )
+            && !self.rules.broken(Mutation::EmptyAckerComplete);
+        let before = self.incomplete();
+        let still = unclosed.is_some() || counted(&record.holder, &record.ackers);
+        before.filter(|_| still).max(lost.filter(|_| made_anew))
     }
 }
 

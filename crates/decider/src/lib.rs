@@ -23,19 +23,21 @@ pub mod sim;
 pub use config::{Automatic, Config, LEASE, Now, Promotion};
 pub use decider::Decider;
 pub use io::{
-    CasOutcome, Effect, Evidence, Input, MemberView, Note, NoteEvent, SwitchoverRefused, View, Wait,
+    CasOutcome, Effect, Evidence, Input, MemberView, Note, NoteEvent, RebuildNote, RebuildReason,
+    RebuildStage, SwitchoverRefused, View, Wait,
 };
 pub use keeper::{Decision, KeeperCore, Kept};
 pub use lease::{BootTime, LeaseGrant, LeaseRequest};
 pub use order::{
-    Acker, KeeperIncarnation, Order, OrderHeader, OrderOutcome, OrderReply, Recovery, Refusal,
-    Source, Verb,
+    Acker, CopyOffer, CopyToken, Former, KeeperIncarnation, Order, OrderHeader, OrderOutcome,
+    OrderReply, Recovery, Refusal, Source, Verb,
 };
 pub use position::{BadGtid, Gtid, LogEnd, LogOrder};
 pub use proof::{CompleteProof, FenceProof};
 pub use record::{MemberId, Phase, Record, Unclosed};
 pub use report::{
-    BootId, MemberReport, Pulse, Receiver, ServerFacts, ServerIncarnation, ServerState,
+    BootId, MemberReport, Pulse, RebuildState, Receiver, ServerFacts, ServerIncarnation,
+    ServerState,
 };
 #[cfg(any(test, feature = "sim"))]
 pub use rules::{Mutation, Rules};

@@ -4,6 +4,9 @@
 //! acts when it is higher than what it has, refuses a lower one, a lower term, a lower sequence and an order made for
 //! another incarnation of itself. One order at a time per member.
 
+use std::fmt;
+use std::num::NonZeroU64;
+
 use homeostat_model::{Epoch, Sequence, TaskName};
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +51,45 @@ pub enum Recovery {
     DropTail,
 }
 
+/// What proves to the source of a copy that one may fetch it. The source draws it, for one copy.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CopyToken(String);
+
+impl CopyToken {
+    pub fn new(token: String) -> Self {
+        Self(token)
+    }
+
+    /// The text itself: only for what is about to prove that it knows it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for CopyToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CopyToken(…)")
+    }
+}
+
+/// Where a copy of a member can be fetched, once and soon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyOffer {
+    pub host: String,
+    pub port: u16,
+    pub token: CopyToken,
+}
+
+/// What becomes of the data folder that a copy replaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Former {
+    /// It may hold what nobody else has: a person may want to see it.
+    KeptAside,
+    Discarded,
+}
+
 /// The closed set of orders. Every one is idempotent: obeyed twice it leaves the same state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "verb")]
@@ -86,6 +128,19 @@ pub enum Verb {
     /// Undo a `Demote` of the same holder when the switchover could not finish (only under a new Serving record).
     /// As `Open`, and named apart so that the log reads well.
     Reinstate,
+    /// Offer a copy of the own data to `to`, which goes on while other orders are carried out; answered with the offer.
+    /// Given again, it begins anew. It ends when the member changes its role: a copy must not hold up a failover.
+    Lend {
+        to: MemberId,
+        bytes_per_second: Option<NonZeroU64>,
+    },
+    /// With its server down: become a copy of `source`. Answered when it has begun; the report says how it goes on. Legal
+    /// only for who is in no A that may still count: what it received is given up.
+    Rebuild {
+        source: MemberId,
+        offer: CopyOffer,
+        former: Former,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,6 +193,10 @@ pub enum OrderOutcome {
     /// `Demote`: P of failover.md section 3.
     Demoted {
         position: LogEnd,
+    },
+    /// `Lend`.
+    Lent {
+        offer: CopyOffer,
     },
     Refused(Refusal),
     /// It was tried and did not work; the server may have been changed in part. Look again before anything else.

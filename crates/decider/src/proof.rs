@@ -224,6 +224,8 @@ enum Complete {
 /// What is known of one log, gathered under the current (epoch, version) and read after that member's IO stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KnownLog {
+    /// Up to this epoch its member may have acknowledged more than is in it.
+    pub(crate) incomplete: Option<Epoch>,
     /// The end of what it received.
     pub(crate) received: LogEnd,
     /// The end of what it applied, once it was drained.
@@ -258,7 +260,8 @@ impl CompleteProof {
                 barrier: applied.barrier,
             }));
         }
-        if *candidate == of.holder {
+        let whole = |log: &KnownLog| log.incomplete < Some(of.epoch);
+        if *candidate == of.holder && whole(own) {
             // It is that member itself: its log is a superset of whatever was acknowledged from it.
             return Ok(proof(Complete::OldLog));
         }
@@ -274,7 +277,9 @@ impl CompleteProof {
             };
         }
         // A log of the holder itself that was read under this record, so after the fence of its epoch.
-        if let Some(log) = logs.get(&of.holder).filter(|log| log.drained.is_some())
+        if let Some(log) = logs
+            .get(&of.holder)
+            .filter(|log| log.drained.is_some() && whole(log))
             && contains(rules, &applied, &log.received, Premise::None)
         {
             return Ok(proof(Complete::OldLog));
@@ -295,6 +300,12 @@ impl CompleteProof {
                     of.epoch
                 ));
             };
+            if !whole(log) {
+                return Err(format!(
+                    "{acker} lost what it had acknowledged of epoch {}",
+                    of.epoch
+                ));
+            }
             if !contains(rules, &applied, &log.received, premise) {
                 return Err(format!(
                     "{acker} is not known to have received less than it"

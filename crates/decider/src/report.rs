@@ -36,11 +36,57 @@ pub struct MemberReport {
     /// is not restarted as a replica is.
     #[serde(default)]
     pub held: Option<Epoch>,
+    /// Up to this epoch it may have acknowledged what it no longer has (`KeeperCore::incomplete`).
+    #[serde(default)]
+    pub incomplete: Option<Epoch>,
     /// Signs of life. A keeper that gives them sends a report every [`crate::Config::pulse`] at least, changed or not; one
     /// that never gave any is never taken for silent.
     #[serde(default)]
     pub pulse: Option<Pulse>,
+    /// How the rebuilding of this member goes, from its order until its server is started.
+    #[serde(default)]
+    pub rebuild: Option<RebuildState>,
+    /// To whom a copy of this member is being sent.
+    #[serde(default)]
+    pub lends: Option<MemberId>,
     pub server: ServerState,
+}
+
+/// How far a member that becomes a copy of a peer is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "rebuild")]
+pub enum RebuildState {
+    Copying {
+        source: MemberId,
+        bytes: u64,
+        /// About how many there will be.
+        of: Option<u64>,
+        bytes_per_second: u64,
+    },
+    /// A consistent data folder is made of what came.
+    Preparing { source: MemberId },
+    /// The copy is the data folder now; the server is to be started.
+    Done { source: MemberId },
+    /// The data folder is as it was before.
+    Failed { source: MemberId, why: String },
+}
+
+impl RebuildState {
+    pub fn under_way(&self) -> bool {
+        match self {
+            RebuildState::Copying { .. } | RebuildState::Preparing { .. } => true,
+            RebuildState::Done { .. } | RebuildState::Failed { .. } => false,
+        }
+    }
+
+    pub fn source(&self) -> &MemberId {
+        match self {
+            RebuildState::Copying { source, .. }
+            | RebuildState::Preparing { source }
+            | RebuildState::Done { source }
+            | RebuildState::Failed { source, .. } => source,
+        }
+    }
 }
 
 /// Signs of life, as ages measured on the clock of the keeper's machine when the report was made. A report that is late
@@ -98,6 +144,13 @@ pub struct ServerFacts {
     pub receiving: BTreeSet<MemberId>,
     /// The newest own barrier that was acknowledged since this server started.
     pub barrier: Option<Epoch>,
+    /// Replication from the source named last ended with an error that neither time nor another try mends: the logs differ,
+    /// or the source lacks what comes next.
+    #[serde(default)]
+    pub broken: Option<String>,
+    /// How many transactions the own log has after its last barrier.
+    #[serde(default)]
+    pub after_barrier: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

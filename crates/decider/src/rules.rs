@@ -35,11 +35,12 @@ pub enum Mutation {
     CutWithoutSomeAckers,
     BacklogBelieved,
     PromoteMustNot,
+    EmptyAckerComplete,
 }
 
 #[cfg(any(test, feature = "sim"))]
 impl Mutation {
-    pub const ALL: [Mutation; 28] = [
+    pub const ALL: [Mutation; 29] = [
         Mutation::PromoteWithoutComplete,
         Mutation::SkipBarrier,
         Mutation::OpenBeforeServing,
@@ -68,6 +69,7 @@ impl Mutation {
         Mutation::CutWithoutSomeAckers,
         Mutation::BacklogBelieved,
         Mutation::PromoteMustNot,
+        Mutation::EmptyAckerComplete,
     ];
 }
 

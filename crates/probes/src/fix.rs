@@ -10,6 +10,7 @@
 mod account;
 mod act;
 mod atomic;
+mod begun;
 mod files;
 mod local;
 mod locks;

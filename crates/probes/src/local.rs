@@ -6,6 +6,7 @@
 
 mod account;
 mod cron;
+mod diag;
 mod disk;
 mod interface;
 mod path;
@@ -24,7 +25,7 @@ use crate::deadline::{Deadline, OutOfTime};
 use crate::matcher::Matcher;
 use crate::wants::{Facts, Unmet, Wants};
 
-pub(crate) use account::{Leftover, account_name, authorized, leftovers};
+pub(crate) use account::{Leftover, account_name, authorized, leftovers, unfinished_note};
 pub(crate) use cron::{MODE as CRON_MODE, file as cron_file};
 pub(crate) use path::{hex, is_missing, mode, mode_text};
 pub(crate) use sysctl::{

@@ -257,6 +257,46 @@ fn on_a_full_disk_the_old_content_stays() {
     );
 }
 
+fn is_alive(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| !stat.rsplit(')').next().unwrap().starts_with(" Z"))
+}
+
+async fn dies(pid: &str) {
+    let end = std::time::Instant::now() + common::PATIENT;
+    while is_alive(pid) {
+        assert!(std::time::Instant::now() < end, "{pid} still lives");
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test]
+async fn out_of_time_or_cancelled_everything_it_started_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = json!({
+        "command": "setsid sh -c 'echo $$ > daemon.new; mv daemon.new daemon; sleep 1000; :' & sleep 1000",
+        "unless": "false", "dir": dir.path()
+    });
+    let daemon = dir.path().join("daemon");
+    let hangs = fix("run", args);
+    let applied = hangs.apply(std::time::Duration::from_secs(1)).await;
+    refused(&applied, "still running after 1s");
+    dies(fs::read_to_string(&daemon).unwrap().trim()).await;
+
+    fs::remove_file(&daemon).unwrap();
+    let running = tokio::spawn(async move { hangs.apply(common::PATIENT * 10).await });
+    let end = std::time::Instant::now() + common::PATIENT;
+    while !daemon.exists() {
+        assert!(std::time::Instant::now() < end, "it did not start");
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    let pid = fs::read_to_string(&daemon).unwrap();
+    assert!(is_alive(pid.trim()));
+    running.abort();
+    assert!(running.await.unwrap_err().is_cancelled());
+    dies(pid.trim()).await;
+}
+
 #[test]
 fn a_hash_is_of_kind_arguments_and_programs() {
     let hash = |kind: &str, args| Fix::from_call(&call(kind, args)).unwrap().hash();

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use homeostat_model::CheckName;
 
-use crate::history::FlakeRate;
+use crate::history::{FlakeRate, History, Remembered};
 use crate::rules::{Rule, Rules};
 use crate::suite::{CheckId, ResourceId, Suite};
 use crate::time::Moment;
@@ -268,6 +268,21 @@ impl Engine {
     /// All verdicts, in an order in which nothing comes before what it depends on.
     pub fn verdicts(&self) -> impl Iterator<Item = (CheckId, &Verdict)> {
         self.suite.ids().map(|id| (id, self.verdict(id)))
+    }
+
+    /// What an engine before this one learnt of a check. To be called before anything is handed out.
+    pub fn recall(&mut self, check: CheckId, remembered: Remembered) {
+        let state = &mut self.states[check.index()];
+        state.history = History::of(remembered);
+        state.passed_elsewhere = remembered.passed;
+    }
+
+    /// What the next engine should know of a check.
+    pub fn remembered(&self, check: CheckId) -> Remembered {
+        let state = &self.states[check.index()];
+        let learnt = state.verdict.evidence().is_some();
+        let passed = state.verdict.passes() || (!learnt && state.passed_elsewhere);
+        state.history.remembered(passed)
     }
 
     /// How often a check failed lately for no reason.

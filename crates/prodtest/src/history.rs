@@ -21,7 +21,33 @@ pub(crate) struct History {
     count: u32,
 }
 
+/// What is worth knowing of a check when it is run again later, by another engine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Remembered {
+    /// The last outcomes, one bit each; bit 0 is the latest, 1 is a flake.
+    pub flaked: u64,
+    /// How many outcomes there are.
+    pub count: u32,
+    /// Whether it passed in the end.
+    pub passed: bool,
+}
+
 impl History {
+    pub(crate) fn of(remembered: Remembered) -> Self {
+        Self {
+            flaked: remembered.flaked,
+            count: remembered.count.min(WINDOW),
+        }
+    }
+
+    pub(crate) fn remembered(self, passed: bool) -> Remembered {
+        Remembered {
+            flaked: self.flaked,
+            count: self.count,
+            passed,
+        }
+    }
+
     pub(crate) fn push_pass(&mut self) {
         self.push(0);
     }

@@ -33,7 +33,7 @@ mod simulation;
 pub use engine::{
     Attempt, Due, Engine, EngineConfig, Fence, FixRun, Rounds, Run, StaleFix, StaleRun,
 };
-pub use history::FlakeRate;
+pub use history::{FlakeRate, Remembered};
 pub use suite::{Check, CheckId, FixPolicy, Repeatable, Suite, SuiteError};
 pub use time::Moment;
 pub use verdict::{

@@ -122,7 +122,10 @@ pub fn drain(machine: &MachineName, tenants: Vec<Tenant>, asked_by: Asker) -> Dr
         &close,
     )];
     if !tenants.is_empty() {
-        let about = format!("move {} tasks", tenants.len());
+        let about = match tenants.as_slice() {
+            [one] => format!("move {}", one.task),
+            many => format!("move {} tasks", many.len()),
+        };
         let part = Part::Move {
             machine: machine.clone(),
             tenants,

@@ -200,6 +200,36 @@ fn whoever_stops_it_leaves_nothing_running() {
 }
 
 #[test]
+fn what_is_not_idempotent_is_found_out() {
+    let turn = begin();
+    let site = Site::new(
+        "file(\"/etc/homeostat-test-motd\", content = \"hello\\n\")\ncheck(\"grows\", fix = run(\"echo x >> /etc/homeostat-test-grows\", unless = \"test $(wc -l < /etc/homeostat-test-grows) -gt 1\"))\ncheck(\"called\", probe = directory(\"/\"), fix = http_call(\"http://127.0.0.1:1/\"))\n",
+    );
+    let prove = |only: &str| {
+        let mut command = Command::new(homeostat());
+        command
+            .args(["prove", ".", "--only", only])
+            .current_dir(site.home.path());
+        command.env("XDG_STATE_HOME", site.home.path());
+        Running::start(command).finish(Duration::from_secs(120))
+    };
+    prove("called").expect(6).prints("unproved");
+    let file = prove("file/*");
+    if file.out.contains("there is no sandbox") {
+        turn.skip(&format!("no sandbox to be had: {}", file.out));
+        return;
+    }
+    file.expect(0)
+        .prints("proved   file /etc/homeostat-test-motd");
+    prove("grows").expect(1).prints("refuted");
+    assert!(!std::path::Path::new("/etc/homeostat-test-motd").exists());
+    assert!(!std::path::Path::new("/etc/homeostat-test-grows").exists());
+    let records = fs::read_dir(site.home.path().join("homeostat/proofs")).unwrap();
+    let names = records.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+    assert_eq!(names.filter(|name| name.ends_with(".json")).count(), 2);
+}
+
+#[test]
 fn the_checks_of_cells_make_a_matrix() {
     let _turn = begin();
     let cell = Cell::up(&plain());
@@ -214,7 +244,7 @@ fn the_checks_of_cells_make_a_matrix() {
     matrix(&both)
         .expect(0)
         .prints("SERVICE  plain   plain\n")
-        .prints("web      pass 1  pass 1");
+        .prints("web      pass 2  pass 2");
     cell.turn_down();
     matrix(&both[..2]).expect(6).prints("plain does not answer");
 }

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use homeostat_checks::{
-    Chosen, Doing, Ended, Event, LockFolder, NothingChosen, Report, Reporter, RunOptions,
-    Selection, Suite, judge,
+    Chosen, Doing, Ended, Event, LockFolder, NothingChosen, ProofBook, Report, Reporter,
+    RunOptions, Selection, Suite, judge,
 };
 use homeostat_model::CheckName;
 use homeostat_prodtest::Rounds;
@@ -36,7 +36,8 @@ impl Site {
 
     pub fn suite(&self) -> Suite {
         let site = homeostat_cellfile::load_site(&self.path("site.star"), BTreeMap::new(), judge);
-        Suite::from_site(site.unwrap_or_else(|error| panic!("{error}"))).unwrap()
+        let site = site.unwrap_or_else(|error| panic!("{error}"));
+        Suite::from_site(site, &ProofBook::default()).unwrap()
     }
 
     /// Its first check, again and again: a chain, and as many beside it as fill the number.
@@ -63,7 +64,15 @@ impl Site {
 
     pub async fn run_until(&self, doing: Doing, stop: impl Future<Output = ()>) -> Ended {
         let chosen = Selection::default().choose(self.suite()).unwrap();
-        run(&chosen, doing, Rounds::One, self.locks(), stop).await
+        run(&chosen, doing, Rounds::One, self.locks(), None, stop).await
+    }
+
+    /// Remembers from run to run.
+    pub async fn run_again(&self, doing: Doing) -> Ended {
+        let chosen = Selection::default().choose(self.suite()).unwrap();
+        let history = Some(self.path("history.json"));
+        let stop = std::future::pending();
+        run(&chosen, doing, Rounds::One, self.locks(), history, stop).await
     }
 
     fn locks(&self) -> LockFolder {
@@ -72,7 +81,7 @@ impl Site {
 
     pub async fn watch(&self, doing: Doing, stop: impl Future<Output = ()>) -> Ended {
         let chosen = Selection::default().choose(self.suite()).unwrap();
-        run(&chosen, doing, Rounds::Endless, self.locks(), stop).await
+        run(&chosen, doing, Rounds::Endless, self.locks(), None, stop).await
     }
 
     pub async fn run_chosen(&self, chosen: &Chosen, doing: Doing) -> Ended {
@@ -81,6 +90,7 @@ impl Site {
             doing,
             Rounds::One,
             self.locks(),
+            None,
             std::future::pending(),
         )
         .await
@@ -97,6 +107,7 @@ impl Site {
             doing,
             Rounds::One,
             self.locks(),
+            None,
             std::future::pending(),
         )
         .await)
@@ -108,11 +119,14 @@ async fn run(
     doing: Doing,
     rounds: Rounds,
     locks: LockFolder,
+    history: Option<PathBuf>,
     stop: impl Future<Output = ()>,
 ) -> Ended {
     let mut options = RunOptions::usual(doing, rounds, 1);
     options.locks = locks;
     options.back_off = Duration::from_millis(50);
+    options.retry = Duration::from_millis(50);
+    options.history = history;
     homeostat_checks::run(chosen, &options, &mut Nobody, stop)
         .await
         .unwrap()

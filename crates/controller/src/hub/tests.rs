@@ -156,3 +156,41 @@ fn an_older_endpoint_is_refused() {
     assert_eq!(hub.set_endpoint(target(4)), Err((2, 5)));
     assert_eq!(hub.endpoints()["web"].version, 5);
 }
+
+#[tokio::test]
+async fn a_sign_is_passed_on_once_and_changes_nothing() {
+    let hub = Hub::new();
+    let (number, _agent) = connect(&hub, "m1");
+    let m1 = machine("m1");
+    let mut listener = hub.watch("web", &[], 1);
+    assert!(listener.recv().await.unwrap().synced);
+    hub.observed(&m1, number, of_web("web-0"));
+    assert!(listener.recv().await.unwrap().sign.is_empty());
+    let sign = TaskEvent {
+        sign: b"alive".to_vec(),
+        ..of_web("web-0")
+    };
+    let mut changes = hub.changes();
+    changes.mark_unchanged();
+    hub.sign(&m1, number, &sign);
+    assert_eq!(listener.recv().await.unwrap(), sign);
+    assert!(!changes.has_changed().unwrap(), "everybody was woken");
+    assert!(
+        hub.task(&TaskName::new("web-0").unwrap())
+            .unwrap()
+            .sign
+            .is_empty()
+    );
+
+    // Not over an ended stream, and not to one that is behind, who hears the changes all the same.
+    hub.sign(&m1, number + 7, &sign);
+    for _ in 0..10 {
+        hub.sign(&m1, number, &sign);
+    }
+    hub.observed(&m1, number, of_web("web-0"));
+    let mut signs = 0;
+    while !listener.recv().await.unwrap().sign.is_empty() {
+        signs += 1;
+    }
+    assert!((1..10).contains(&signs), "{signs} of ten");
+}

@@ -118,6 +118,10 @@ impl Decider {
         let Some(holder) = self.members.get(&record.holder) else {
             return false;
         };
+        let report = holder.report.as_ref();
+        if report.and_then(|report| report.incomplete) >= Some(record.ended()) {
+            return false;
+        }
         let starts = holder
             .order
             .as_ref()

@@ -6,8 +6,8 @@ use homeostat_model::{Epoch, RecordVersion, Sequence};
 
 use crate::proof::{Demoted, FenceProof, KnownLog, Revocation};
 use crate::{
-    Acker, KeeperIncarnation, LeaseRequest, MemberId, MemberReport, Now, OrderOutcome, Receiver,
-    Record, ServerFacts, ServerState, Verb,
+    Acker, CopyOffer, KeeperIncarnation, LeaseRequest, MemberId, MemberReport, Now, OrderOutcome,
+    RebuildReason, RebuildState, Receiver, Record, ServerFacts, ServerState, Verb,
 };
 
 /// An order on its way. At most one per member.
@@ -38,8 +38,35 @@ pub(super) struct Member {
     pub(super) needs_read: u64,
     /// Since when it has not been a working replica; `None` while it is one.
     pub(super) away_since: Option<Now>,
+    /// It has to be rebuilt, or is being rebuilt.
+    pub(super) rebuild: Option<Rebuilding>,
     /// It asks for a lease, to be granted by this look at the record or a later one.
     pub(super) lease: Option<(LeaseRequest, u64)>,
+}
+
+/// Why a member is rebuilt, and how far that is.
+#[derive(Debug, Clone)]
+pub(super) struct Rebuilding {
+    pub(super) reason: RebuildReason,
+    /// In which it was seen to be needed.
+    pub(super) epoch: Epoch,
+    pub(super) since: Now,
+    pub(super) step: RebuildStep,
+    /// No other try before.
+    pub(super) not_before: Now,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum RebuildStep {
+    Wanted,
+    Lent {
+        source: MemberId,
+        offer: CopyOffer,
+    },
+    /// Its keeper has begun; its reports say how it goes on.
+    Begun {
+        source: MemberId,
+    },
 }
 
 impl Member {
@@ -91,6 +118,7 @@ impl Member {
             | OrderOutcome::Stopped { .. }
             | OrderOutcome::Drained { .. }
             | OrderOutcome::BarrierDone { .. }
+            | OrderOutcome::Lent { .. }
             | OrderOutcome::Demoted { .. } => {}
         }
         if report
@@ -107,7 +135,21 @@ impl Member {
             };
             return;
         }
+        match (verb, outcome) {
+            (Verb::Lend { to, .. }, OrderOutcome::Lent { .. }) => report.lends = Some(to.clone()),
+            (Verb::Rebuild { source, .. }, OrderOutcome::Done) => {
+                report.held = None;
+                report.rebuild = Some(RebuildState::Copying {
+                    source: source.clone(),
+                    bytes: 0,
+                    of: None,
+                    bytes_per_second: 0,
+                });
+            }
+            (_, _) => {}
+        }
         if let OrderOutcome::Started { server } = outcome {
+            report.rebuild = None;
             let same = matches!(&report.server, ServerState::Up { incarnation, .. } if incarnation == server);
             if !same {
                 report.server = ServerState::Starting {

@@ -3,7 +3,7 @@
 
 use homeostat_model::Term;
 
-use super::member::Gathered;
+use super::member::{Gathered, RebuildStep};
 use super::words::{name_of, summary};
 use super::{Decider, Standing};
 use crate::proof::{Demoted, KnownLog, Revocation};
@@ -111,6 +111,10 @@ impl Decider {
         if other_keeper && report.record.is_none() {
             known.needs_read = looks + 1;
         }
+        if other_keeper && let Some(rebuild) = &mut known.rebuild {
+            // Half a copy died with its keeper.
+            rebuild.step = RebuildStep::Wanted;
+        }
         let same_server = earlier.and_then(MemberReport::running) == report.running();
         if other_keeper || !same_server {
             self.gathered.forget(&report.member);
@@ -160,6 +164,7 @@ impl Decider {
             | OrderOutcome::Stopped { .. }
             | OrderOutcome::Drained { .. }
             | OrderOutcome::BarrierDone { .. }
+            | OrderOutcome::Lent { .. }
             | OrderOutcome::Demoted { .. } => {}
         }
         known.apply(&order.record, &order.verb, &reply.outcome);
@@ -170,6 +175,7 @@ impl Decider {
             outcome: summary(&reply.outcome),
         };
         self.note(Some(order.record.clone()), event);
+        self.copy_replied(&reply.member, &order.verb, &reply.outcome);
         if self.gathered.rank == order.record.rank() {
             self.gather(reply, &order.verb);
         }
@@ -178,6 +184,11 @@ impl Decider {
     /// A reply to an order of the current record is evidence.
     pub(super) fn gather(&mut self, reply: &OrderReply, verb: &Verb) {
         let member = reply.member.clone();
+        let report = self
+            .members
+            .get(&member)
+            .and_then(|known| known.report.as_ref());
+        let incomplete = report.and_then(|report| report.incomplete);
         let gathered = &mut self.gathered;
         match &reply.outcome {
             OrderOutcome::Stopped { received, drained } => {
@@ -194,6 +205,7 @@ impl Decider {
                     gathered.logs.insert(
                         member,
                         KnownLog {
+                            incomplete,
                             received,
                             drained: *drained,
                         },
@@ -211,6 +223,7 @@ impl Decider {
                 gathered.logs.insert(
                     member,
                     KnownLog {
+                        incomplete,
                         received,
                         drained: Some(*applied),
                     },
@@ -225,6 +238,7 @@ impl Decider {
                 gathered.logs.insert(
                     member,
                     KnownLog {
+                        incomplete,
                         received: *position,
                         drained: Some(*position),
                     },
@@ -261,9 +275,12 @@ impl Decider {
                 | Verb::Barrier
                 | Verb::Open
                 | Verb::Demote { .. }
-                | Verb::Reinstate => {}
+                | Verb::Reinstate
+                | Verb::Lend { .. }
+                | Verb::Rebuild { .. } => {}
             },
-            OrderOutcome::Started { .. } | OrderOutcome::Refused(_) => {}
+            OrderOutcome::Started { .. } | OrderOutcome::Lent { .. } | OrderOutcome::Refused(_) => {
+            }
         }
     }
 
@@ -279,5 +296,10 @@ impl Decider {
         }
         let why = format!("the outcome of {} is unknown", name_of(&order.verb));
         known.retry = Some((self.now.after(self.config.retry), why));
+        self.copy_replied(
+            member,
+            &order.verb,
+            &OrderOutcome::Failed { why: String::new() },
+        );
     }
 }

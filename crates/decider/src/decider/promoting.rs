@@ -3,14 +3,12 @@
 //! N takes over while A' is pointed at it; each acker is let in as it answers; the barrier goes out as soon as enough
 //! are let in, and is acknowledged when the first of them receives it.
 
-use homeostat_model::Reads;
+use homeostat_model::{Epoch, Reads};
 
 use super::Decider;
 use super::member::Member;
 use crate::rules::Mutation;
-use crate::{
-    Acker, Evidence, MemberId, Phase, Record, Recovery, ServerState, Source, Verb, Wait, proof,
-};
+use crate::{Acker, Evidence, MemberId, Phase, Record, Recovery, Source, Verb, Wait, proof};
 
 impl Decider {
     pub(super) fn plan_promoting(&mut self, record: &Record) {
@@ -22,7 +20,9 @@ impl Decider {
             self.end_epoch(record, Evidence::ServerExited { holder });
             return;
         }
-        if let Some(evidence) = self.holder_at_fault(record) {
+        // A first start waits for its members: nobody is served yet, and an epoch that nobody had data in cannot be proved.
+        let evidence = self.holder_at_fault(record);
+        if let Some(evidence) = evidence.filter(|_| self.has_data(record, &holder)) {
             self.end_epoch(record, evidence);
             return;
         }
@@ -37,6 +37,7 @@ impl Decider {
         });
         if let Some(new) =
             proof::serve(self.rules, record, self.term, barrier).filter(|_| self.may_serve())
+            && self.has_begun(record)
         {
             self.cas(new);
             return;
@@ -52,22 +53,30 @@ impl Decider {
         !self.rules.broken(Mutation::SkipBarrier) || !self.gathered.admitted.is_empty()
     }
 
+    /// The first epoch is served when all of A are known to have a data folder: one that is made later was lost before, with
+    /// whatever it acknowledged.
+    fn has_begun(&mut self, record: &Record) -> bool {
+        let missing: Vec<MemberId> = record
+            .ackers
+            .iter()
+            .filter(|member| !self.has_data(record, member))
+            .cloned()
+            .collect();
+        let all = missing.is_empty();
+        self.waits
+            .extend(missing.into_iter().map(|member| Wait::Member { member }));
+        all
+    }
+
+    fn has_data(&self, record: &Record, member: &MemberId) -> bool {
+        let known = self.members.get(member);
+        let heard = known.is_some_and(|known| known.report.is_some());
+        record.epoch > Epoch(1) || (heard && !self.is_empty(member))
+    }
+
     /// A holder of epoch 1 that was never started cannot have acknowledged: it is only not started yet.
     fn is_first_start(&self, record: &Record, holder: &MemberId) -> bool {
-        let fresh = self
-            .members
-            .get(holder)
-            .and_then(|known| known.report.as_ref())
-            .is_some_and(|report| {
-                matches!(
-                    report.server,
-                    ServerState::Down {
-                        initialised: false,
-                        ..
-                    }
-                )
-            });
-        fresh && record.epoch.0 == 1
+        self.is_empty(holder) && record.epoch.0 == 1
     }
 
     fn work_at_holder(&mut self, record: &Record, holder: &MemberId) {

@@ -124,7 +124,7 @@ impl Decider {
             Sight::Down => {
                 if self.gathered.fence.is_none() || lagging {
                     self.order(record, &holder, Verb::Learn);
-                } else if self.should_restart_in_place(record) {
+                } else if !self.is_empty(&holder) && self.should_restart_in_place(record) {
                     let recovery = match self.rules.broken(Mutation::HolderRestartedWithWrongRole) {
                         false => Recovery::KeepTail,
                         true => Recovery::DropTail,

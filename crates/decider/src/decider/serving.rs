@@ -172,6 +172,10 @@ impl Decider {
             });
             return None;
         }
+        if self.rebuild(record, member) {
+            return None;
+        }
+        let known = self.members.get(member)?;
         if known.is_down() {
             let recovery = match known.held() {
                 // A member of A was contained when A was named: it has no tail, and what it has may be needed.
@@ -262,6 +266,18 @@ impl Decider {
             self.remove(record, holder, &leaving);
             return;
         }
+        if let Some(member) = self.leaves(record) {
+            // Where somebody can take its place first, he does.
+            let full = record.ackers.len() > self.config.ackers;
+            let next = self.replacement(record, holder).filter(|_| !full);
+            let mut new = self.successor(record);
+            match next {
+                Some(next) => drop(new.ackers.insert(next)),
+                None => new.leaving = Some(member),
+            }
+            self.cas(new);
+            return;
+        }
         let wait = self.config.replace_acker_after;
         let away = |member: &MemberId| self.members.get(member).and_then(|known| known.away_since);
         let gone = record
@@ -302,8 +318,12 @@ impl Decider {
                 let caught_up = facts
                     .and_then(|facts| facts.received)
                     .is_some_and(|received| received.barrier == record.epoch);
+                let report = known.report.as_ref();
+                let incomplete = report.and_then(|report| report.incomplete);
                 known.away_since.is_none()
                     && caught_up
+                    // It has to know that it did not count, before it counts again.
+                    && incomplete < Some(record.epoch)
                     && known
                         .persisted()
                         .is_some_and(|known| known.epoch == record.epoch)

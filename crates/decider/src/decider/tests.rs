@@ -1,13 +1,15 @@
 //! The decider by hand: how many round trips a failover takes, and what is waited for and said.
 #![allow(clippy::unwrap_used)]
 
+mod rebuild;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use homeostat_model::{Epoch, RecordVersion, ServiceName};
 
 use super::*;
 use crate::{
-    BootId, CasOutcome, Gtid, KeeperIncarnation, LogEnd, MemberReport, OrderOutcome, OrderReply,
+    BootId, CasOutcome, CopyOffer, CopyToken, Gtid, KeeperIncarnation, LogEnd, MemberReport, OrderOutcome, OrderReply,
     Pulse, Receiver, ServerFacts, ServerIncarnation, ServerState, Source,
 };
 
@@ -71,6 +73,8 @@ fn report(member: &str, record: &Record) -> MemberReport {
         },
         receiving: BTreeSet::new(),
         barrier: holder.then_some(Epoch(3)),
+        broken: None,
+        after_barrier: None,
     };
     let incarnation = ServerIncarnation {
         boot: BootId("boot".to_owned()),
@@ -86,6 +90,9 @@ fn report(member: &str, record: &Record) -> MemberReport {
         record: Some(record.clone()),
         held: holder.then_some(Epoch(3)),
         pulse: None,
+        incomplete: None,
+        rebuild: None,
+        lends: None,
         server: ServerState::Up { incarnation, facts },
     }
 }
@@ -202,6 +209,13 @@ fn answer(order: &Order) -> OrderOutcome {
             drained: None,
         },
         Verb::Kill => OrderOutcome::Exited { server: None },
+        Verb::Lend { .. } => OrderOutcome::Lent {
+            offer: CopyOffer {
+                host: "127.0.0.1".to_owned(),
+                port: 9,
+                token: CopyToken::new("secret".to_owned()),
+            },
+        },
         Verb::Drain => OrderOutcome::Drained { applied: end(5) },
         Verb::Demote { .. } => OrderOutcome::Demoted { position: end(5) },
         Verb::Barrier => OrderOutcome::BarrierDone {

@@ -19,6 +19,8 @@ pub(super) fn name_of(verb: &Verb) -> String {
         Verb::Open => "open".to_owned(),
         Verb::Demote { .. } => "demote".to_owned(),
         Verb::Reinstate => "reinstate".to_owned(),
+        Verb::Lend { to, .. } => format!("lend a copy to {to}"),
+        Verb::Rebuild { source, .. } => format!("rebuild from {source}"),
     }
 }
 
@@ -45,6 +47,7 @@ pub(super) fn summary(outcome: &OrderOutcome) -> String {
         OrderOutcome::Drained { applied } => format!("applied to {}", end(applied)),
         OrderOutcome::BarrierDone { at, .. } => format!("acknowledged at {at}"),
         OrderOutcome::Demoted { position } => format!("read-only at {}", end(position)),
+        OrderOutcome::Lent { offer } => format!("offered at {}:{}", offer.host, offer.port),
         OrderOutcome::Refused(refusal) => format!("refused: {refusal:?}"),
         OrderOutcome::Failed { why } => format!("failed: {why}"),
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod lease;
+mod rebuild;
 
 use std::collections::BTreeSet;
 
@@ -63,6 +64,8 @@ fn facts(receiver: Receiver) -> ServerFacts {
         admitted: BTreeSet::new(),
         receiving: BTreeSet::new(),
         barrier: None,
+        broken: None,
+        after_barrier: None,
     }
 }
 
@@ -87,6 +90,7 @@ fn keeper(record: Record) -> KeeperCore {
         record,
         boot: BootId("boot".to_owned()),
         held,
+        incomplete: None,
     };
     KeeperCore::new(name("a"), OWN, BootId("boot".to_owned()), Some(kept))
 }
@@ -418,6 +422,7 @@ fn a_tail_is_dropped_only_when_another_serves_at_a_higher_closed_epoch() {
             term: record.term,
             boot: BootId("boot".to_owned()),
             held: held.map(Epoch),
+            incomplete: None,
         };
         let mut keeper = KeeperCore::new(name("a"), OWN, BootId("boot".to_owned()), Some(kept));
         let verb = Verb::Start {
@@ -589,6 +594,7 @@ fn the_file_reads_back() {
         term: Term(5),
         boot: BootId("boot".to_owned()),
         held: Some(Epoch(4)),
+        incomplete: None,
     };
     let text = serde_json::to_string(&kept).unwrap();
     assert_eq!(serde_json::from_str::<Kept>(&text).unwrap(), kept);

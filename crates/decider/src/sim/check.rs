@@ -24,6 +24,8 @@ pub(super) struct Checker {
     /// Their keepers could not keep a deadline by true time.
     late_keepers: BTreeSet<usize>,
     quiet: bool,
+    /// What was on a disk that is lost. It counts as kept until nobody counts on that member any more: one loss is allowed.
+    lost: BTreeMap<usize, BTreeSet<u64>>,
     pub(super) broken: Option<String>,
 }
 
@@ -83,25 +85,29 @@ impl Checker {
                 .map(|of| (&of.holder, &of.ackers))
         };
         let index = |member: &MemberId| names.iter().position(|name| name == member);
-        let has = |member: &MemberId| index(member).is_some_and(|i| disks[i].has(event.id));
-        match of_epoch {
+        let had = |i: usize| self.lost.get(&i).is_some_and(|ids| ids.contains(&event.id));
+        let has =
+            |member: &MemberId| index(member).is_some_and(|i| disks[i].has(event.id) || had(i));
+        let problem = match of_epoch {
             Some((holder, ackers)) => {
                 let copies = ackers.iter().filter(|member| has(member)).count();
-                if !has(holder) || copies < usize::from(record.k) {
-                    self.fail(format!(
+                let kept = has(holder);
+                (!kept || copies < usize::from(record.k)).then(|| {
+                    format!(
                         "I1: {} of epoch {epoch}: {} by its holder {holder}, received by {copies} of A",
                         event.gtid,
-                        if has(holder) { "kept" } else { "not kept" }
-                    ));
-                }
+                        if kept { "kept" } else { "not kept" }
+                    )
+                })
             }
-            None if record.phase == Phase::Serving && !has(&record.holder) => {
-                self.fail(format!(
-                    "{} of closed epoch {epoch} is not at the holder {}",
-                    event.gtid, record.holder
-                ));
-            }
-            None => {}
+            None if record.phase == Phase::Serving && !has(&record.holder) => Some(format!(
+                "{} of closed epoch {epoch} is not at the holder {}",
+                event.gtid, record.holder
+            )),
+            None => None,
+        };
+        if let Some(problem) = problem {
+            self.fail(problem);
         }
     }
 
@@ -127,10 +133,30 @@ impl Checker {
         names: &[MemberId],
         record: Option<&Record>,
     ) {
+        if let Some(record) = record
+            && record.phase == Phase::Serving
+            && record.unclosed.is_empty()
+        {
+            let counts = |member: &usize| {
+                let name = &names[*member];
+                record.ackers.contains(name) || record.holder == *name
+            };
+            self.lost.retain(|member, _| counts(member));
+        }
         let newest: Vec<(Event, Epoch)> = self.promised.values().rev().take(30).copied().collect();
         for (event, epoch) in newest {
             self.i1(event, epoch, disks, names, record);
         }
+    }
+
+    pub(super) fn all_disks_are_there(&self) -> bool {
+        self.lost.is_empty()
+    }
+
+    pub(super) fn disk_lost(&mut self, member: usize, disk: &Disk) {
+        let events = disk.binlog.iter().chain(&disk.relay);
+        self.lost
+            .insert(member, events.map(|event| event.id).collect());
     }
 
     /// A server is opened for clients.

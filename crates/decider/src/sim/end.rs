@@ -1,9 +1,8 @@
-//! After the last fault: everything must work again within the bound. And the person who rebuilds a member whose log
-//! differs, when the decider asks for it.
+//! After the last fault: everything must work again within the bound.
 
-use super::server::{Disk, Io, Process};
+use super::server::{Io, Process};
 use super::{Happening, Sim};
-use crate::{MemberId, Phase, Wait};
+use crate::{Phase, Wait};
 
 impl Sim {
     pub(super) fn faults_end(&mut self) {
@@ -106,49 +105,5 @@ impl Sim {
             })
         };
         self.members[member].process.as_ref().is_some_and(connected)
-    }
-
-    /// A person rebuilds a member whose log differs, from a copy of the primary: what the decider asks for.
-    pub(super) fn rebuild_diverged(&mut self) {
-        let Some(holder) = self
-            .holder()
-            .filter(|holder| self.members[*holder].process.is_some())
-        else {
-            return;
-        };
-        let asked: Vec<MemberId> = self
-            .controllers
-            .iter()
-            .filter(|controller| controller.alive)
-            .flat_map(|controller| controller.decider.view().waits)
-            .filter_map(|wait| match wait {
-                Wait::Diverged { member, .. } => Some(member),
-                _ => None,
-            })
-            .collect();
-        let record = self.store.clone();
-        for name in asked {
-            let Some(member) = self.names.iter().position(|other| *other == name) else {
-                continue;
-            };
-            let needed = record.as_ref().is_none_or(|record| {
-                record.ackers.contains(&name) || record.phase != Phase::Serving
-            });
-            if needed || member == holder {
-                continue;
-            }
-            self.tally.count("rebuilt");
-            self.say(|| format!("a person rebuilds {member}"));
-            self.kill_server(member);
-            let copied = self.members[holder].disk.engine;
-            let binlog = self.members[holder].disk.binlog[..copied].to_vec();
-            self.members[member].disk = Disk {
-                initialised: true,
-                engine: binlog.len(),
-                binlog,
-                ..Disk::default()
-            };
-            self.report(member);
-        }
     }
 }

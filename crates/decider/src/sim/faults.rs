@@ -4,9 +4,10 @@
 use homeostat_model::Epoch;
 
 use super::cut::{Place, SITES};
+use super::server::Disk;
 use super::sleep::Sleep;
 use super::{Happening, Scene, Sim};
-use crate::Input;
+use crate::{Input, Phase, Promotion, Record};
 
 impl Sim {
     pub(super) fn fault(&mut self) {
@@ -36,14 +37,21 @@ impl Sim {
                 self.say(|| format!("FAULT: keeper {member} is killed"));
                 self.kill_keeper(member);
                 let lost = self.chance.chance(60);
-                if lost {
+                // Not what says that the rest was lost before: that would be two losses at once.
+                let whole = self.members[member].kept.as_ref();
+                if lost && whole.is_some_and(|kept| kept.incomplete.is_none()) {
                     self.say(|| format!("FAULT: and its file is lost at {member}"));
                     self.members[member].kept = None;
                 }
                 let back = self.chance.between(1_000, 40_000);
                 self.after(back, Happening::KeeperBack { member });
             }
-            27..=35 => self.power(member),
+            27..=35 => {
+                self.power(member);
+                if self.disks.chance(200) {
+                    self.disk_lost(member);
+                }
+            }
             36..=38 => {
                 for member in 0..self.members.len() {
                     self.power(member);
@@ -140,6 +148,28 @@ impl Sim {
             }
             _ => anybody,
         }
+    }
+
+    /// With the power the disk went as well, or another machine stands in its place: nothing is left. One at a time, and only
+    /// while A is whole: more at once may lose what was promised, and nobody could help that.
+    fn disk_lost(&mut self, member: usize) {
+        let whole = |record: &Record| {
+            record.phase == Phase::Serving && record.unclosed.is_empty() && record.ackers.len() > 1
+        };
+        // Who must not be promoted and alone is complete could be caught up from, which the decider cannot do yet.
+        let anybody = |rule: &Promotion| *rule != Promotion::MustNot;
+        if !self.store.as_ref().is_some_and(whole)
+            || !self.checker.all_disks_are_there()
+            || !self.promotion.values().all(anybody)
+        {
+            return;
+        }
+        self.say(|| format!("FAULT: and the disk of {member} is lost"));
+        self.tally.count("disk-lost");
+        let own = &mut self.members[member];
+        self.checker.disk_lost(member, &own.disk);
+        own.disk = Disk::default();
+        own.kept = None;
     }
 
     /// The machine loses power: keeper and server at once, and another boot afterwards.

@@ -109,6 +109,11 @@ pub(super) enum Happening {
         keeper: u64,
         sequence: Sequence,
     },
+    CopyEnds {
+        member: usize,
+        keeper: u64,
+        copy: u64,
+    },
     Connect {
         member: usize,
         connection: u64,
@@ -227,6 +232,11 @@ impl Sim {
                 keeper,
                 grant,
             } => self.grant_arrives(member, keeper, &grant),
+            Happening::CopyEnds {
+                member,
+                keeper,
+                copy,
+            } => self.copy_ends(member, keeper, copy),
             Happening::Pulse { member } => self.pulse(member),
             Happening::Heartbeat { member } => self.heartbeat(member),
             Happening::Deadline { member, keeper } => self.deadline(member, keeper),
@@ -265,7 +275,6 @@ impl Sim {
             Happening::Write => self.write(),
             Happening::Read => self.read(),
             Happening::Report => {
-                self.rebuild_diverged();
                 self.after(100_000, Happening::Report);
             }
             Happening::Fault => self.fault(),

@@ -2,7 +2,10 @@
 
 use super::Sim;
 use super::cut::Place;
-use crate::{Evidence, MemberId, Note, NoteEvent, Phase, Wait};
+use super::server::Event;
+use crate::{
+    Evidence, MemberId, Note, NoteEvent, Phase, Promotion, RebuildNote, RebuildReason, Wait,
+};
 
 /// When something came last, and the last time that nothing came for long.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -34,6 +37,36 @@ impl Coming {
 }
 
 impl Sim {
+    pub(super) fn opens(&mut self, member: usize, epoch: homeostat_model::Epoch) {
+        let open = |other: usize| {
+            let process = self.members[other].process.as_ref()?;
+            (!process.read_only).then_some((other, process.epoch))
+        };
+        let others: Vec<(usize, homeostat_model::Epoch)> = (0..self.members.len())
+            .filter(|other| *other != member)
+            .filter_map(open)
+            .collect();
+        self.checker.opens(
+            member,
+            epoch,
+            &self.members[member].disk,
+            &others,
+            (self.reads, self.now),
+        );
+        if self.promotion.get(&self.names[member]) == Some(&Promotion::MustNot) {
+            self.checker.promoted_against_its_rule(member);
+        }
+        self.scene_opens(member);
+    }
+
+    pub(super) fn removed(&mut self, events: &[Event]) {
+        if !events.is_empty() {
+            let disks: Vec<_> = self.members.iter().map(|member| &member.disk).collect();
+            self.checker
+                .removed(events, &disks, &self.names, self.store.as_ref());
+        }
+    }
+
     pub(super) fn noted(&mut self, note: &Note) {
         match &note.event {
             NoteEvent::Evidence { evidence } => self.evidence(evidence),
@@ -70,6 +103,7 @@ impl Sim {
                         Wait::Complete { .. } => "wait-complete",
                         Wait::Ackers { .. } => "wait-ackers",
                         Wait::Diverged { .. } => "wait-diverged",
+                        Wait::Rebuild { .. } => "wait-rebuild",
                         Wait::RecordRead
                         | Wait::Cas
                         | Wait::Superseded { .. }
@@ -84,6 +118,15 @@ impl Sim {
                     self.tally.count(kind);
                 }
             }
+            NoteEvent::Rebuild { what, .. } => self.tally.count(match what {
+                RebuildNote::Needed { reason } => match reason {
+                    RebuildReason::Diverged { .. } => "rebuild-diverged",
+                    RebuildReason::Empty => "rebuild-empty",
+                    RebuildReason::Unfinished => "rebuild-unfinished",
+                },
+                RebuildNote::Done { .. } => "rebuild-done",
+                RebuildNote::Failed { .. } => "rebuild-failed",
+            }),
             NoteEvent::Leading { .. }
             | NoteEvent::Record { .. }
             | NoteEvent::OrderSent { .. }

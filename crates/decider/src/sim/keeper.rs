@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use homeostat_model::Sequence;
 
+use super::copy::Copies;
 use super::lease::OwnBarrier;
 use super::server::{Event, Io, Process, What};
 use super::sleep::Sleep;
@@ -12,14 +13,14 @@ use super::{Happening, LEASE, Member, Sim};
 use crate::rules::Mutation;
 use crate::{
     Acker, BootId, BootTime, Decision, KeeperCore, KeeperIncarnation, MemberReport, Order,
-    OrderOutcome, Promotion, Pulse, Receiver, ServerFacts, ServerIncarnation, ServerState, Source,
-    Verb,
+    OrderOutcome, Pulse, Receiver, ServerFacts, ServerIncarnation, ServerState, Source, Verb,
 };
 
 pub(super) struct Keeper {
     pub(super) core: KeeperCore,
     pub(super) number: u64,
     executing: Option<Executing>,
+    pub(super) copies: Copies,
     pub(super) own_barrier: Option<OwnBarrier>,
     pub(super) barriers_begun: Option<BootTime>,
     /// When renewals were sent, and the last one that counts, truly.
@@ -72,6 +73,7 @@ impl Sim {
             core,
             number,
             executing: None,
+            copies: Copies::default(),
             own_barrier: None,
             barriers_begun: None,
             asked: BTreeMap::new(),
@@ -102,6 +104,7 @@ impl Sim {
         if let Some(keeper) = &mut own.keeper {
             keeper.core.server_ended();
             keeper.own_barrier = None;
+            keeper.copies.lends = None;
         }
         if let Some(process) = own.process.take() {
             self.dumps_end(process.dumps.into_values().collect());
@@ -123,7 +126,10 @@ impl Sim {
             port: 3306,
             record: keeper.core.record().cloned(),
             held: keeper.core.held(),
+            incomplete: keeper.core.incomplete(),
             pulse: Some(self.pulse_of(member)),
+            rebuild: keeper.copies.rebuild.clone(),
+            lends: self.lends_to(keeper),
             server: self.server_state(member),
         })
     }
@@ -181,6 +187,11 @@ impl Sim {
             admitted: process.admitted.iter().map(name).collect(),
             receiving: process.dumps.keys().map(name).collect(),
             barrier: process.barrier,
+            broken: match &process.io {
+                Io::Connecting { error, .. } => error.clone(),
+                Io::Connected { .. } | Io::Stopped => None,
+            },
+            after_barrier: Some(own.disk.after_barrier()),
         };
         ServerState::Up {
             incarnation: process.incarnation.clone(),
@@ -264,6 +275,8 @@ impl Sim {
             | Verb::Admit { .. }
             | Verb::Expel { .. }
             | Verb::Open
+            | Verb::Lend { .. }
+            | Verb::Rebuild { .. }
             | Verb::Reinstate => self.world.between(20, 200),
             Verb::Start { .. } => self.world.between(3_000, 60_000),
             Verb::Drain
@@ -393,8 +406,9 @@ impl Sim {
         let late = self.now >= executing.deadline;
         let pid = u32::try_from(self.id()).unwrap_or(u32::MAX);
         let start_fails = !self.faults_over && self.world.chance(40);
+        self.copies_give_way(member, &executing.verb);
         if let Verb::Start { recovery } = &executing.verb {
-            if start_fails || self.members[member].process.is_some() {
+            if start_fails || self.members[member].process.is_some() || self.is_copied(member) {
                 return failed("the server did not start");
             }
             let Member {
@@ -415,6 +429,10 @@ impl Sim {
         }
         match &executing.verb {
             Verb::Learn => return Step::Over(OrderOutcome::Done),
+            Verb::Lend { to, .. } => return Step::Over(self.lend(member, to)),
+            Verb::Rebuild { source, offer, .. } => {
+                return Step::Over(self.rebuild(member, source, offer));
+            }
             Verb::Kill => {
                 self.kill_server(member);
                 return Step::Over(OrderOutcome::Exited { server: None });
@@ -429,7 +447,11 @@ impl Sim {
         };
         let mut purged: Vec<Event> = Vec::new();
         let outcome = match &executing.verb {
-            Verb::Learn | Verb::Kill | Verb::Start { .. } => OrderOutcome::Done,
+            Verb::Learn
+            | Verb::Kill
+            | Verb::Start { .. }
+            | Verb::Lend { .. }
+            | Verb::Rebuild { .. } => OrderOutcome::Done,
             Verb::StopReceiving => {
                 process.io = Io::Stopped;
                 let received = process.io_position_known.then(|| disk.received_end());
@@ -555,36 +577,6 @@ impl Sim {
         };
         self.removed(&purged);
         Step::Over(outcome)
-    }
-
-    fn opens(&mut self, member: usize, epoch: homeostat_model::Epoch) {
-        let open = |other: usize| {
-            let process = self.members[other].process.as_ref()?;
-            (!process.read_only).then_some((other, process.epoch))
-        };
-        let others: Vec<(usize, homeostat_model::Epoch)> = (0..self.members.len())
-            .filter(|other| *other != member)
-            .filter_map(open)
-            .collect();
-        self.checker.opens(
-            member,
-            epoch,
-            &self.members[member].disk,
-            &others,
-            (self.reads, self.now),
-        );
-        if self.promotion.get(&self.names[member]) == Some(&Promotion::MustNot) {
-            self.checker.promoted_against_its_rule(member);
-        }
-        self.scene_opens(member);
-    }
-
-    pub(super) fn removed(&mut self, events: &[Event]) {
-        if !events.is_empty() {
-            let disks: Vec<_> = self.members.iter().map(|member| &member.disk).collect();
-            self.checker
-                .removed(events, &disks, &self.names, self.store.as_ref());
-        }
     }
 }
 

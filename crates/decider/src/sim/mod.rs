@@ -15,6 +15,7 @@ mod check;
 mod clients;
 mod clock;
 mod control;
+mod copy;
 mod cut;
 mod dice;
 mod end;
@@ -218,6 +219,7 @@ struct Sim {
     chance: Dice,
     clients: Dice,
     world: Dice,
+    disks: Dice,
     faults_over: bool,
     done: bool,
     promised_at_end_of_faults: usize,
@@ -281,6 +283,7 @@ impl Sim {
             net: Dice::new(plan.seed, 1),
             chance: Dice::new(plan.seed, 2),
             clients: Dice::new(plan.seed, 3),
+            disks: Dice::new(plan.seed, 5),
             world,
             faults_over: false,
             done: false,
@@ -327,6 +330,8 @@ impl Sim {
             settle: Duration::from_millis(10),
             switchover_bound: Duration::from_millis(150),
             replace_acker_after: Duration::from_millis(250),
+            rebuild_retry: Duration::from_millis(40),
+            short_log: 20,
             silence: SILENCE,
             pulse: Duration::from_micros(PULSE),
             lease: LEASE,

@@ -132,6 +132,11 @@ impl Disk {
         self.binlog.last().map_or(0, |event| event.gtid.sequence) + 1
     }
 
+    pub(super) fn after_barrier(&self) -> u64 {
+        let later = |event: &&Event| event.what == What::Write;
+        self.binlog.iter().rev().take_while(later).count() as u64
+    }
+
     pub(super) fn apply_one(&mut self) {
         if !self.relay.is_empty() {
             self.engine = self.binlog.len();

@@ -39,6 +39,7 @@ impl Sim {
             | Happening::Execute { member, .. }
             | Happening::GrantArrives { member, .. }
             | Happening::Pulse { member }
+            | Happening::CopyEnds { member, .. }
             | Happening::Deadline { member, .. } => keeper(member),
             // Only a machine that sleeps holds it back.
             Happening::KeeperBack { member } => {

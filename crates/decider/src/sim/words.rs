@@ -42,6 +42,7 @@ pub(super) fn kind(happening: &Happening) -> u64 {
         Happening::CutHeals { .. } => 33,
         Happening::Read => 34,
         Happening::CutBegins { .. } => 35,
+        Happening::CopyEnds { .. } => 36,
     }
 }
 

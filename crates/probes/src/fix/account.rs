@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::atomic::Symlinks;
+use super::begun::Note;
 use super::files::look;
-use super::step::{DiskStep, OnDisk, Owner, RunStep, Step, processes_of};
+use super::step::{DiskStep, OnDisk, Owner, RunStep, Step};
 use super::{FixError, trouble};
 use crate::accounts;
 use crate::call::{Args, CallError};
@@ -98,16 +99,23 @@ fn joined(names: &BTreeSet<String>) -> String {
 
 pub(super) fn user(wanted: &UserWanted) -> Result<Vec<Step>, FixError> {
     let found = accounts::user(&wanted.name).map_err(trouble("look up the user"))?;
-    let (mut steps, home) = match found {
-        None => {
+    let note = Note::read(&wanted.name)?;
+    let (mut steps, home) = match (found, note) {
+        (Some(user), None) => {
+            let steps = usermod(wanted, &user)?;
+            let home = wanted.home.clone().unwrap_or(user.home);
+            (steps, home)
+        }
+        (_, note) => {
             let home = wanted.home.clone();
             let home = home.unwrap_or_else(|| Path::new("/home").join(&wanted.name));
             need("useradd")?;
-            (vec![run(useradd(wanted, &home))], home)
-        }
-        Some(user) => {
-            let steps = usermod(wanted, &user)?;
-            let home = wanted.home.clone().unwrap_or(user.home);
+            let mut steps = match note {
+                Some(note) => note.take_away(&wanted.name)?,
+                None => vec![Note::adding(&wanted.name, &home)?.make(&wanted.name)],
+            };
+            steps.push(run(useradd(wanted, &home)));
+            steps.push(Note::remove(&wanted.name));
             (steps, home)
         }
     };
@@ -277,42 +285,41 @@ pub(super) fn no_user(name: &str, home: Home) -> Result<Vec<Step>, FixError> {
     };
     let mut steps = Vec::new();
     let mut groups = Vec::new();
+    let note = Note::read(name)?;
     for leftover in leftovers(name, &place).map_err(trouble("look for traces"))? {
         match leftover {
             Leftover::Keys(path) => steps.push(in_home(path, OnDisk::Remove)),
             Leftover::Crontab(path) => steps.push(Step::disk(&path, OnDisk::Remove)),
             Leftover::Member(group) => groups.push(group),
-            Leftover::Shadow if found.is_some() => {}
+            Leftover::Shadow if found.is_some() || note.is_some() => {}
             Leftover::Shadow => {
                 let why = format!("'{name}' is in /etc/shadow and not in /etc/passwd; run pwck");
                 return Err(FixError::Refused(why));
             }
         }
     }
-    match found {
-        Some(user) => {
-            if !processes_of(user.uid)
-                .map_err(trouble("look for processes"))?
-                .is_empty()
-            {
-                steps.push(Step::EndProcesses { uid: user.uid });
-            }
+    if found.is_none() {
+        // userdel does it for a user who is there.
+        let delete = |group: &String| RunStep::of(&["gpasswd", "--delete", name, group]);
+        steps.extend(groups.iter().map(delete));
+    }
+    match (note, &found) {
+        (Some(note), _) => {
+            steps.extend(note.take_away(name)?);
+            steps.push(Note::remove(name));
+        }
+        (None, Some(user)) => {
             need("userdel")?;
-            // It takes the user out of all groups as well.
-            steps.push(match home {
-                Home::Kept => RunStep::of(&["userdel", "--", name]),
-                Home::Removed => RunStep::of(&["userdel", "--remove", "--", name]),
-            });
+            let gone = match home {
+                Home::Kept => None,
+                Home::Removed => Some(user.home.as_path()),
+            };
+            let note = Note::removing(user, gone)?;
+            steps.push(note.make(name));
+            steps.extend(note.take_away(name)?);
+            steps.push(Note::remove(name));
         }
-        None if groups.is_empty() => {}
-        None => {
-            need("gpasswd")?;
-            steps.extend(
-                groups
-                    .iter()
-                    .map(|group| RunStep::of(&["gpasswd", "--delete", name, group])),
-            );
-        }
+        (None, None) => {}
     }
     Ok(steps)
 }

@@ -8,7 +8,7 @@ use super::{LocalError, LocalProbe, Presence, Subject, equals, is_missing, troub
 use crate::accounts;
 use crate::call::{Args, CallError};
 use crate::matcher::Matcher;
-use crate::wants::{Facts, Wants};
+use crate::wants::{Facts, Unmet, Wants};
 
 /// Where crontabs of users are, on Debian and elsewhere.
 const CRONTABS: [&str; 2] = ["/var/spool/cron/crontabs", "/var/spool/cron"];
@@ -95,6 +95,10 @@ pub(super) fn user_facts(name: &str, wants: &Wants) -> Result<Option<Facts>, Loc
     let Some(user) = accounts::user(name).map_err(trouble("look up the user"))? else {
         return Ok(None);
     };
+    if unfinished_note(name).exists() {
+        let why = "it is there by half: whoever made or removed it was killed";
+        return Err(Unmet(why.to_owned()).into());
+    }
     let mut facts = Facts::from([
         ("uid", user.uid.into()),
         ("gid", user.gid.into()),
@@ -120,6 +124,11 @@ pub(super) fn user_facts(name: &str, wants: &Wants) -> Result<Option<Facts>, Loc
         facts.insert("keys", keys.into());
     }
     Ok(Some(facts))
+}
+
+/// Where a fix notes that it has begun to make or to remove an account.
+pub(crate) fn unfinished_note(name: &str) -> PathBuf {
+    PathBuf::from(format!("/etc/.homeostat-account-{name}"))
 }
 
 /// The lines of `authorized_keys` that let somebody in.
@@ -221,6 +230,9 @@ pub(super) fn traces(name: &str) -> Result<Option<Facts>, LocalError> {
     }
     if !groups.is_empty() {
         facts.insert("groups", groups.into());
+    }
+    if unfinished_note(name).exists() {
+        facts.insert("unfinished", true.into());
     }
     Ok((!facts.is_empty()).then_some(facts))
 }

@@ -1,9 +1,10 @@
-//! What listens, as the kernel lists it in `/proc/net`.
+//! What listens, as the kernel says it (`diag`), or lists it in `/proc/net`.
 
 use std::fmt;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::diag::{Family, listeners};
 use super::{LocalError, LocalProbe, Subject, finish, trouble};
 use crate::call::{Args, CallError};
 use crate::wants::{Facts, Wants};
@@ -24,19 +25,14 @@ enum Protocol {
     Udp6,
 }
 
-impl Protocol {
-    /// The tables of the kernel, and the state that means listening (`include/net/tcp_states.h`): LISTEN, and for
-    /// udp, which has none, CLOSE.
-    fn tables(self) -> (&'static [&'static str], &'static str) {
-        match self {
-            Protocol::TcpAny => (&["tcp", "tcp6"], "0A"),
-            Protocol::Tcp => (&["tcp"], "0A"),
-            Protocol::Tcp6 => (&["tcp6"], "0A"),
-            Protocol::Udp => (&["udp"], "07"),
-            Protocol::Udp6 => (&["udp6"], "07"),
-        }
-    }
-}
+/// The table of the kernel, and the state in it that means listening (`include/net/tcp_states.h`).
+type Table = (&'static str, &'static str);
+
+const TCP: Table = ("tcp", "0A");
+const TCP6: Table = ("tcp6", "0A");
+/// Without connections there is only CLOSE.
+const UDP: Table = ("udp", "07");
+const UDP6: Table = ("udp6", "07");
 
 pub(super) fn from_args(args: &Args<'_>) -> Result<LocalProbe, CallError> {
     let words = [
@@ -60,22 +56,41 @@ pub(super) fn from_args(args: &Args<'_>) -> Result<LocalProbe, CallError> {
 }
 
 pub(super) fn facts(port: &Port) -> Result<Option<Facts>, LocalError> {
-    let (tables, listening) = port.protocol.tables();
-    let mut found = Vec::new();
-    for table in tables {
-        let text = match fs::read_to_string(format!("/proc/net/{table}")) {
-            Ok(text) => text,
-            // A kernel without IPv6 has no such table.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(trouble(format!("read /proc/net/{table}"))(error)),
-        };
-        let lines = text.lines().skip(1);
-        found.extend(lines.filter_map(|line| local_address(line, port.number, listening)));
-    }
+    let number = port.number;
+    let mut found = match port.protocol {
+        Protocol::TcpAny => [tcp(Family::V4, number)?, tcp(Family::V6, number)?].concat(),
+        Protocol::Tcp => tcp(Family::V4, number)?,
+        Protocol::Tcp6 => tcp(Family::V6, number)?,
+        Protocol::Udp => listed(UDP, number)?,
+        Protocol::Udp6 => listed(UDP6, number)?,
+    };
     found.sort();
     found.dedup();
     let ips: Vec<_> = found.iter().map(IpAddr::to_string).collect();
     Ok((!found.is_empty()).then(|| Facts::from([("ip", ips.into())])))
+}
+
+/// By the fast way where the kernel has it.
+fn tcp(family: Family, number: u16) -> Result<Vec<IpAddr>, LocalError> {
+    listeners(family, number).or_else(|_| {
+        let table = match family {
+            Family::V4 => TCP,
+            Family::V6 => TCP6,
+        };
+        listed(table, number)
+    })
+}
+
+fn listed((table, listening): Table, number: u16) -> Result<Vec<IpAddr>, LocalError> {
+    let text = match fs::read_to_string(format!("/proc/net/{table}")) {
+        Ok(text) => text,
+        // A kernel without IPv6 has no such table.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(trouble(format!("read /proc/net/{table}"))(error)),
+    };
+    let lines = text.lines().skip(1);
+    let ours = |line| local_address(line, number, listening);
+    Ok(lines.filter_map(ours).collect())
 }
 
 /// `  sl: ADDRESS:PORT REMOTE:PORT STATE …`, all hex.
@@ -116,6 +131,28 @@ impl fmt::Display for Port {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_ways_see_the_same() {
+        let v4 = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let number = v4.local_addr().unwrap().port();
+        let loopback: IpAddr = "127.0.0.1".parse().unwrap();
+        assert_eq!(listed(TCP, number).unwrap(), [loopback]);
+        // A kernel without it says so, and the other way is taken.
+        if let Ok(found) = listeners(Family::V4, number) {
+            assert_eq!(found, [loopback]);
+            assert_eq!(listeners(Family::V6, number).unwrap(), Vec::<IpAddr>::new());
+        }
+        let Ok(v6) = std::net::TcpListener::bind("[::1]:0") else {
+            return;
+        };
+        let number = v6.local_addr().unwrap().port();
+        let loopback: IpAddr = "::1".parse().unwrap();
+        assert_eq!(listed(TCP6, number).unwrap(), [loopback]);
+        if let Ok(found) = listeners(Family::V6, number) {
+            assert_eq!(found, [loopback]);
+        }
+    }
 
     #[test]
     #[cfg(target_endian = "little")]

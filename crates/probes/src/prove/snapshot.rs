@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 use super::sandbox::Layers;
 use crate::shown;
 
-/// Lock files, backups and notes of the programs that fixes run: not part of a state.
-const NOT_STATE: [&str; 12] = [
+/// Lock files, backups and notes of the programs that fixes run: not part of a state. Of groups, gshadow holds passwords,
+/// which no fix sets, and a copy of what is in group, which grpck mends.
+const NOT_STATE: [&str; 13] = [
+    "/etc/gshadow",
     "/etc/.pwd.lock",
     "/etc/passwd-",
     "/etc/group-",

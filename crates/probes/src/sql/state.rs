@@ -516,9 +516,9 @@ impl Source {
         if io != "Yes" || sql != "Yes" {
             return Some(format!("receiving: {io}, applying: {sql}: {error}"));
         }
-        let late = |most: Duration| behind.parse::<u64>().is_ok_and(|is| is <= most.as_secs());
+        let in_time = |most: Duration| behind.parse::<u64>().is_ok_and(|is| is <= most.as_secs());
         match most_lag {
-            Some(most) if !late(most) => Some(format!("{behind} s behind")),
+            Some(most) if !in_time(most) => Some(format!("{behind} s behind")),
             Some(_) | None => None,
         }
     }

@@ -51,8 +51,9 @@ impl Engine {
         }
         // Only what passed before and passes again has flaked; failures while starting up or during an outage have
         // a cause.
+        let passed_before = state.verdict.passes() || state.passed_elsewhere;
         if let Some(suspicion) = state.suspicion.take()
-            && state.verdict.passes()
+            && passed_before
         {
             state.history.push_flakes(suspicion.failures);
         }
@@ -64,9 +65,10 @@ impl Engine {
         } else {
             Verdict::Pass(evidence)
         };
-        let passed_before = state.passed.replace(attempt);
+        state.passed_elsewhere = false;
+        let last_passed = state.passed.replace(attempt);
         self.set_verdict(id, verdict, news);
-        self.verify_dependents(id, passed_before, attempt);
+        self.verify_dependents(id, last_passed, attempt);
         self.next_turn(id, news.now)
     }
 
@@ -106,6 +108,7 @@ impl Engine {
         };
         if suspicion.failures >= enough && suspicion.unverified == 0 {
             state.suspicion = None;
+            state.passed_elsewhere = false;
             return self.confirmed(id, attempt, observation, news);
         }
         self.show_face(id, news);

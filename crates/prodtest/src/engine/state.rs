@@ -21,6 +21,8 @@ pub(super) struct State {
     /// Probes in a row that could not be run.
     pub(super) misses: u32,
     pub(super) history: History,
+    /// It passed when another engine looked last.
+    pub(super) passed_elsewhere: bool,
     /// Of checks that have a fix.
     pub(super) fix: Option<Box<FixState>>,
     /// What the dependents were told last.
@@ -48,6 +50,7 @@ impl State {
             suspicion: None,
             misses: 0,
             history: History::default(),
+            passed_elsewhere: false,
             fix: suite.check(id).fix.as_ref().map(|_| Box::default()),
             face: Face::Unknown,
             tally: Tally {

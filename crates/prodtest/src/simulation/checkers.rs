@@ -251,7 +251,7 @@ impl Watch {
                 (_, Verdict::Unknown(_) | Verdict::Blocked(_)) => {
                     self.repairs.disturbed(change.check);
                 }
-                (_, Verdict::Pass(_) | Verdict::Flaky { .. }) => {}
+                (_, Verdict::Pass(_) | Verdict::Flaky { .. }) => self.repairs.passes(change.check),
             }
             let check = self.of(change.check);
             check.verdict = change.is.clone();

@@ -35,21 +35,11 @@ use homeostat_supervisor::cgroup::TaskGroup;
 use homeostat_supervisor::launch::UserIds;
 use serde::{Deserialize, Serialize};
 
-use crate::keeper::Secret;
 use crate::mariadb::SqlError;
 
 pub use account::USER;
 pub use receive::{Fetch, Received, receive};
 pub use send::{Lend, Offered, Sent, offer};
-
-/// Where a copy can be fetched, and what proves that one may.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Offer {
-    /// A loopback address: there is no mTLS yet.
-    pub host: String,
-    pub port: u16,
-    pub token: Secret,
-}
 
 /// The programs that make and unpack copies.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

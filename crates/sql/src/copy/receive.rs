@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use homeostat_decider::Gtid;
+use homeostat_decider::{CopyOffer, Gtid};
 use homeostat_model::{Bytes, Epoch};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -18,15 +18,15 @@ use super::program::{self, Program};
 use super::send::{check_loopback, rate, stalled};
 use super::wire::{self, Frame, PIECE, Role, Words};
 use super::{
-    CopyError, CopyPrograms, Limits, Offer, Place, Progress, Stage, blocking, folder, io_error,
-    position, system,
+    CopyError, CopyPrograms, Limits, Place, Progress, Stage, blocking, folder, io_error, position,
+    system,
 };
 
 /// What a target needs to become a copy of a peer. Its server does not run.
 #[derive(Debug, Clone)]
 pub struct Fetch {
     pub programs: CopyPrograms,
-    pub offer: Offer,
+    pub offer: CopyOffer,
     /// The member's folder: `sql` is in it.
     pub data: PathBuf,
     pub place: Place,

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::process::Stdio;
 use std::time::Duration;
 
+use homeostat_decider::{CopyOffer, CopyToken};
 use homeostat_model::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::WriteHalf;
@@ -21,8 +22,8 @@ use super::pace::Pace;
 use super::program::{self, Program};
 use super::wire::{self, Frame, HEAD, PIECE, Role, Words};
 use super::{
-    CopyError, CopyPrograms, Limits, Offer, Place, Progress, Stage, account, blocking, folder,
-    io_error, system,
+    CopyError, CopyPrograms, Limits, Place, Progress, Stage, account, blocking, folder, io_error,
+    system,
 };
 use crate::keeper::Secret;
 use crate::mariadb::{Driver, Login};
@@ -51,7 +52,7 @@ pub struct Lend {
 #[derive(Debug)]
 pub struct Offered {
     listener: TcpListener,
-    offer: Offer,
+    offer: CopyOffer,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,10 +75,10 @@ pub async fn offer(host: &str) -> Result<Offered, CopyError> {
         .map_err(system("see where it listens"))?;
     let token =
         Secret::random().map_err(|error| system("draw a token")(std::io::Error::other(error)))?;
-    let offer = Offer {
+    let offer = CopyOffer {
         host: host.to_owned(),
         port: address.port(),
-        token,
+        token: CopyToken::new(token.reveal().to_owned()),
     };
     Ok(Offered { listener, offer })
 }
@@ -93,7 +94,7 @@ pub(super) fn check_loopback(host: &str) -> Result<(), CopyError> {
 }
 
 impl Offered {
-    pub fn offer(&self) -> &Offer {
+    pub fn offer(&self) -> &CopyOffer {
         &self.offer
     }
 

@@ -19,6 +19,7 @@ use std::io;
 use std::time::Duration;
 
 use getrandom::fill;
+use homeostat_decider::CopyToken;
 use homeostat_model::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -26,7 +27,6 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::CopyError;
-use crate::keeper::Secret;
 
 /// The newest version; another one is refused by name.
 pub(super) const VERSION: u32 = 1;
@@ -96,7 +96,7 @@ pub(super) fn nonce() -> Result<String, CopyError> {
 }
 
 /// That `role` knows the token.
-pub(super) fn proof(role: Role, token: &Secret, source: &str, target: &str) -> String {
+pub(super) fn proof(role: Role, token: &CopyToken, source: &str, target: &str) -> String {
     let role = match role {
         Role::Source => "source",
         Role::Target => "target",
@@ -209,12 +209,12 @@ mod tests {
 
     #[test]
     fn a_proof_proves_one_role_in_one_conversation() {
-        let token = Secret::from("secret".to_owned());
+        let token = CopyToken::new("secret".to_owned());
         let own = proof(Role::Target, &token, "a", "b");
         assert!(same(&own, &proof(Role::Target, &token, "a", "b")));
         for other in [
             proof(Role::Source, &token, "a", "b"),
-            proof(Role::Target, &Secret::from("secreu".to_owned()), "a", "b"),
+            proof(Role::Target, &CopyToken::new("secreu".to_owned()), "a", "b"),
             proof(Role::Target, &token, "c", "b"),
             proof(Role::Target, &token, "a", "c"),
             own[1..].to_owned(),

@@ -14,6 +14,7 @@ use homeostat_model::{Bytes, Durability, Flavor};
 use homeostat_supervisor::launch::LaunchFile;
 use serde::{Deserialize, Serialize};
 
+use crate::copy::CopyPrograms;
 use crate::mariadb::{Application, settings};
 
 /// The newest format of [`KeeperConfig`]; a newer one is refused by name.
@@ -81,6 +82,8 @@ pub struct Programs {
     pub install: PathBuf,
     pub binlog: PathBuf,
     pub client: PathBuf,
+    #[serde(default = "CopyPrograms::debian")]
+    pub copy: CopyPrograms,
 }
 
 impl Programs {
@@ -91,6 +94,7 @@ impl Programs {
             install: "/usr/bin/mariadb-install-db".into(),
             binlog: "/usr/bin/mariadb-binlog".into(),
             client: "/usr/bin/mariadb".into(),
+            copy: CopyPrograms::debian(),
         }
     }
 

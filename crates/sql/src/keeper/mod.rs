@@ -63,6 +63,8 @@ pub enum KeepError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     File(#[from] file::FileError),
+    #[error("what an earlier copy left could not be put right")]
+    Copy(#[from] crate::copy::CopyError),
     #[error("cannot {what}")]
     System {
         what: &'static str,

@@ -5,11 +5,14 @@
 
 use std::cell::RefCell;
 use std::error::Error;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use homeostat_decider::{BootId, Order, OrderOutcome, ServerIncarnation, Verb};
+use homeostat_decider::{
+    BootId, CopyOffer, Former, MemberId, Order, OrderOutcome, Record, ServerIncarnation, Verb,
+};
 use homeostat_supervisor::cgroup::TaskGroup;
 use homeostat_supervisor::launch::LaunchFile;
 use homeostat_supervisor::logs::Log;
@@ -19,6 +22,7 @@ use tokio::time::timeout;
 use super::config::{KeeperConfig, PORT};
 use super::server::{Paths, Server};
 use super::start::start;
+use crate::copy::{self, Offered};
 use crate::mariadb::{self, Driver, Known, Member, Reading, SqlError, template};
 
 /// One `Drain`; a long one is ordered again and goes on where it was.
@@ -75,6 +79,23 @@ pub(crate) enum Progress {
     Spawned(Server),
     Ended(ServerIncarnation),
     Seen(Box<Reading>),
+    /// A copy is offered: somebody may fetch it.
+    Lends(Box<Lent>),
+    /// This member is to become a copy.
+    Rebuilds(Box<Rebuild>),
+}
+
+pub(crate) struct Lent {
+    pub to: MemberId,
+    pub offered: Offered,
+    pub bytes_per_second: Option<NonZeroU64>,
+}
+
+pub(crate) struct Rebuild {
+    pub record: Record,
+    pub source: MemberId,
+    pub offer: CopyOffer,
+    pub former: Former,
 }
 
 pub(crate) struct Done {
@@ -118,6 +139,25 @@ pub(crate) async fn carry_out(mut job: Job) -> Done {
             }
         }
         Verb::Kill => kill(&mut job).await,
+        Verb::Lend {
+            to,
+            bytes_per_second,
+        } => lend(&job, to, *bytes_per_second).await,
+        Verb::Rebuild {
+            source,
+            offer,
+            former,
+        } => {
+            let rebuild = Rebuild {
+                record: job.order.header.record.clone(),
+                source: source.clone(),
+                offer: offer.clone(),
+                former: *former,
+            };
+            // The guard is what receives this; without it nobody asks for the outcome either.
+            let _ = job.progress.send(Progress::Rebuilds(Box::new(rebuild)));
+            OrderOutcome::Done
+        }
         Verb::StopReceiving
         | Verb::Drain
         | Verb::Repoint { .. }
@@ -135,6 +175,23 @@ pub(crate) async fn carry_out(mut job: Job) -> Done {
         known: job.known,
         seen,
         outcome,
+    }
+}
+
+async fn lend(job: &Job, to: &MemberId, bytes_per_second: Option<NonZeroU64>) -> OrderOutcome {
+    match copy::offer(&job.context.launch.address).await {
+        Ok(offered) => {
+            let offer = offered.offer().clone();
+            let lent = Lent {
+                to: to.clone(),
+                offered,
+                bytes_per_second,
+            };
+            // As above.
+            let _ = job.progress.send(Progress::Lends(Box::new(lent)));
+            OrderOutcome::Lent { offer }
+        }
+        Err(error) => failed(&error),
     }
 }
 
@@ -204,7 +261,7 @@ async fn statements(
     let known = &mut job.known;
     Ok(match &job.order.verb {
         Verb::StopReceiving => {
-            let reading = mariadb::stop_receiving(driver).await?;
+            let reading = mariadb::stop_receiving(driver, known.hearing).await?;
             let facts = reading.facts(&context.config, known);
             let all_applied = facts.received == Some(facts.applied) && !facts.needs_salvage;
             *seen = Some(reading);
@@ -272,7 +329,11 @@ async fn statements(
                 mariadb::demote(driver, &member, Duration::from_millis(*patience_ms)).await?;
             OrderOutcome::Demoted { position }
         }
-        Verb::Learn | Verb::Start { .. } | Verb::Kill => {
+        Verb::Learn
+        | Verb::Start { .. }
+        | Verb::Kill
+        | Verb::Lend { .. }
+        | Verb::Rebuild { .. } => {
             return Err(SqlError::Condition(
                 "this order is not one of statements".into(),
             ));

@@ -52,7 +52,19 @@ impl Watched {
 struct Seen {
     /// When the read that waits was sent.
     sent: Option<Duration>,
+    /// Whether a source is named, as far as the guard knows.
+    named: Named,
+    /// `Slave_received_heartbeats`.
+    heartbeats: Option<u64>,
     source: Option<Heard>,
+}
+
+/// Whether the server has a source to hear.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Named {
+    #[default]
+    Source,
+    None,
 }
 
 /// The receiver, while its IO thread runs.
@@ -85,6 +97,10 @@ impl Reader {
         Self { seen, task }
     }
 
+    pub(crate) fn source(&self, named: Named) {
+        self.seen.borrow_mut().named = named;
+    }
+
     pub(crate) fn pulse(&self, clock: &Watched) -> Pulse {
         let seen = self.seen.borrow();
         Pulse {
@@ -114,14 +130,37 @@ async fn read_on(login: Login, pause: Duration, clock: Rc<Watched>, seen: Rc<Ref
             // It hung before it took the connection; the age goes on.
             Answer::None => {}
         }
-        if let Some(conn) = session.as_mut().filter(|_| round % 2 == 0) {
-            match conn.query_first::<Row, _>("SHOW ALL SLAVES STATUS").await {
-                Ok(row) => seen.borrow_mut().looked(row.as_ref(), clock.now()),
-                Err(_) => session = None,
-            }
+        if let Some(conn) = session.as_mut().filter(|_| round % 2 == 0)
+            && listen(conn, &clock, &seen).await.is_err()
+        {
+            session = None;
         }
         sleep_until(began + pause).await;
     }
+}
+
+/// Asks for more than a number only where no heartbeat came: instead of it an event may have.
+async fn listen(
+    conn: &mut Conn,
+    clock: &Watched,
+    seen: &RefCell<Seen>,
+) -> Result<(), mysql_async::Error> {
+    const HEARTBEATS: &str = "SHOW GLOBAL STATUS LIKE 'Slave\\_received\\_heartbeats'";
+    let named = seen.borrow().named;
+    match named {
+        Named::None => seen.borrow_mut().source = None,
+        Named::Source => {
+            let row = conn.query_first::<(String, u64), _>(HEARTBEATS).await?;
+            let beat = seen
+                .borrow_mut()
+                .beat(row.map(|(_, count)| count), clock.now());
+            if !beat {
+                let row = conn.query_first::<Row, _>("SHOW ALL SLAVES STATUS").await?;
+                seen.borrow_mut().looked(row.as_ref(), clock.now());
+            }
+        }
+    }
+    Ok(())
 }
 
 enum Answer {
@@ -153,6 +192,18 @@ fn timed_out(error: &SqlError) -> bool {
 }
 
 impl Seen {
+    /// Takes the number of heartbeats in; `true`: there was one since the last time.
+    fn beat(&mut self, count: Option<u64>, now: Duration) -> bool {
+        let known = std::mem::replace(&mut self.heartbeats, count);
+        match (&mut self.source, count > known && known.is_some()) {
+            (Some(heard), true) => {
+                (heard.changed, heard.looked) = (now, now);
+                true
+            }
+            (Some(_) | None, _) => false,
+        }
+    }
+
     fn looked(&mut self, row: Option<&Row>, now: Duration) {
         let word = |row: &Row, column| text(row, column).unwrap_or_default();
         let running = row.filter(|row| word(row, "Slave_IO_Running") != "No");
@@ -223,7 +274,12 @@ mod tests {
         seen.heard(mark("b"), at(1800));
         assert_eq!(age(&seen), Some(0));
         seen.heard(mark("b"), at(1900));
+        assert!(!seen.beat(Some(7), at(1950)), "nothing to compare it with");
+        assert!(seen.beat(Some(8), at(1960)));
+        assert_eq!(age(&seen), Some(0), "a heartbeat is enough");
+        assert!(!seen.beat(Some(8), at(1990)));
         seen.heard(None, at(2000));
+        assert!(!seen.beat(Some(9), at(2010)), "it was started unseen");
         assert_eq!(age(&seen), None, "it does not receive");
         seen.heard(mark("b"), at(9000));
         assert_eq!(age(&seen), Some(0), "started again");

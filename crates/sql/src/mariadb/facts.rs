@@ -10,8 +10,9 @@ use mysql_async::Row;
 use super::STATEMENT;
 use super::accounts;
 use super::driver::{Driver, SqlError, text};
-use super::gtid::{beyond, log_end, position};
+use super::gtid::{after_barrier, beyond, log_end, position};
 use super::holder::Made;
+use super::receiver::Hearing;
 use crate::keeper::config::KeeperConfig;
 
 /// One look at the server.
@@ -43,7 +44,17 @@ pub struct SourceThreads {
     pub received: Option<Gtid>,
     pub receive_error: Option<String>,
     pub apply_error: Option<String>,
+    /// The numbers of these errors; 0: none.
+    pub receive_code: u32,
+    pub apply_code: u32,
 }
+
+/// The source cannot send what comes next.
+const CANNOT_SEND: u32 = 1236;
+/// Rows, tables, databases or accounts are not as they were where the event was written, or its number was used before.
+const DIFFERS: [u32; 12] = [
+    1007, 1008, 1032, 1049, 1050, 1051, 1054, 1062, 1091, 1146, 1396, 1950,
+];
 
 const WHAT: &str = "read the server's state";
 const READ: &str = "SELECT @@GLOBAL.read_only AS read_only, @@GLOBAL.rpl_semi_sync_master_enabled AS waits, \
@@ -113,6 +124,7 @@ fn reading(sets: &[Vec<Row>]) -> Result<Reading, SqlError> {
 fn threads(row: &Row) -> Result<SourceThreads, SqlError> {
     let word = |column| text(row, column).unwrap_or_default();
     let error = |column| text(row, column).filter(|error| !error.is_empty());
+    let code = |column| word(column).parse().unwrap_or(0);
     let port = word("Master_Port").parse();
     Ok(SourceThreads {
         host: word("Master_Host"),
@@ -128,7 +140,22 @@ fn threads(row: &Row) -> Result<SourceThreads, SqlError> {
         received: position(&word("Gtid_IO_Pos"))?,
         receive_error: error("Last_IO_Error"),
         apply_error: error("Last_SQL_Error"),
+        receive_code: code("Last_IO_Errno"),
+        apply_code: code("Last_SQL_Errno"),
     })
+}
+
+impl SourceThreads {
+    /// Why replication ended for good, if it did: no other try helps, only another data folder.
+    fn broken(&self) -> Option<String> {
+        // The same number is used for lost files and large packets; those that mean another history name GTIDs.
+        let lacks = |error: &String| {
+            !self.receives && self.receive_code == CANNOT_SEND && error.contains("GTID")
+        };
+        let differs = |_: &String| !self.applies && DIFFERS.contains(&self.apply_code);
+        let receive = self.receive_error.clone().filter(lacks);
+        receive.or_else(|| self.apply_error.clone().filter(differs))
+    }
 }
 
 impl Reading {
@@ -184,6 +211,8 @@ impl Reading {
                 .map(|(member, _)| member.clone())
                 .collect(),
             barrier: known.barrier,
+            broken: self.source.as_ref().and_then(SourceThreads::broken),
+            after_barrier: self.applied.map(after_barrier),
         }
     }
 
@@ -244,4 +273,6 @@ pub struct Known {
     pub application: Made,
     /// Received events may have been lost with the machine's memory (`sync_relay_log=0` and a reboot).
     pub incomplete: bool,
+    /// Whether its source was heard lately, as of the order that asks.
+    pub hearing: Hearing,
 }

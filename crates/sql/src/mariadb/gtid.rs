@@ -35,6 +35,11 @@ pub fn epoch_of(gtid: Gtid) -> Epoch {
     Epoch(gtid.sequence / SPAN)
 }
 
+/// How many events of its epoch come after the barrier, up to and including this one.
+pub fn after_barrier(gtid: Gtid) -> u64 {
+    gtid.sequence % SPAN
+}
+
 /// The end of a log whose last event is `last`.
 pub fn log_end(last: Option<Gtid>) -> LogEnd {
     LogEnd {

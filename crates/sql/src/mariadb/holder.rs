@@ -38,7 +38,7 @@ pub async fn take_over(
     known: &Known,
     before: Option<Reading>,
 ) -> Result<Reading, SqlError> {
-    let reading = ensure_stopped(driver, before).await?;
+    let reading = ensure_stopped(driver, before, known.hearing).await?;
     if !(reading.admitted.is_empty() && reading.receiving.is_empty()) {
         let others: Vec<&MemberId> = this.config.members.keys().collect();
         accounts::shut_out(driver, this, &others).await?;

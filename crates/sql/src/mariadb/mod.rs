@@ -26,7 +26,7 @@ pub use facts::{Known, Reading, read};
 pub use holder::{
     Application, admit, barrier, demote, expel, forget_source, keep_alive, open, take_over,
 };
-pub use receiver::{drain, receive, repoint, stop_receiving};
+pub use receiver::{Hearing, drain, receive, repoint, stop_receiving};
 
 use std::time::Duration;
 

@@ -19,14 +19,33 @@ use super::{Member, STATEMENT, holder, salvage};
 const NEARLY: Duration = Duration::from_secs(2);
 /// An IO thread whose source answers, or is gone, ends in a few milliseconds.
 const PROMPT: Duration = Duration::from_millis(20);
+/// As long as a killed one may take.
+const GONE: Duration = Duration::from_millis(300);
+
+/// Whether a source was heard lately.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Hearing {
+    #[default]
+    Heard,
+    Silent,
+}
 
 /// Stops receiving, verified; the applier goes on.
 ///
 /// # Errors
 /// When the IO thread does not stop, or the server does not answer.
-pub async fn stop_receiving(driver: &mut Driver) -> Result<Reading, SqlError> {
+pub async fn stop_receiving(driver: &mut Driver, source: Hearing) -> Result<Reading, SqlError> {
     const STOP: &str = "STOP SLAVE IO_THREAD";
     let login = driver.login().clone();
+    match source {
+        Hearing::Heard => {}
+        // Told to stop, the thread would first connect to its source, to have its other end there killed, and wait 2 s
+        // for an answer. One that is killed does not, but only if it has gone when it is told.
+        Hearing::Silent => {
+            kill_receiver(login.clone()).await?;
+            see_receiver_gone(driver).await?;
+        }
+    }
     let stopping = run_and_read(driver, "stop receiving", STOP, STATEMENT);
     tokio::pin!(stopping);
     let reading = tokio::select! {
@@ -58,10 +77,26 @@ async fn kill_receiver(login: Login) -> Result<(), SqlError> {
         .map(drop)
 }
 
+/// Waits a moment for a killed IO thread. One that lingers makes the stop slow, not wrong.
+async fn see_receiver_gone(driver: &mut Driver) -> Result<(), SqlError> {
+    const LEFT: &str = "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE USER = 'system user' \
+        AND COMMAND IN ('Slave_IO', 'Connect', 'Killed')";
+    let until = Instant::now() + GONE;
+    while Instant::now() < until {
+        let left = driver.value("look for the IO thread", LEFT).await?;
+        if left.as_deref() == Some("0") {
+            break;
+        }
+        sleep(Duration::from_millis(2)).await;
+    }
+    Ok(())
+}
+
 /// As [`stop_receiving`], without a statement where `before` says that nothing is received: by itself no server starts.
 pub async fn ensure_stopped(
     driver: &mut Driver,
     before: Option<Reading>,
+    source: Hearing,
 ) -> Result<Reading, SqlError> {
     let stopped = |reading: &Reading| {
         let source = reading.source.as_ref();
@@ -69,7 +104,7 @@ pub async fn ensure_stopped(
     };
     match before.filter(stopped) {
         Some(reading) => Ok(reading),
-        None => stop_receiving(driver).await,
+        None => stop_receiving(driver, source).await,
     }
 }
 
@@ -193,7 +228,7 @@ pub async fn repoint(
     source: &Source,
     acker: Acker,
 ) -> Result<Reading, SqlError> {
-    let reading = ensure_stopped(driver, before).await?;
+    let reading = ensure_stopped(driver, before, known.hearing).await?;
     let reading = ensure_drained(driver, known, reading).await?;
     holder::retire(driver, this, &reading).await?;
     let own = this.own()?;

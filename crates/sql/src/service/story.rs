@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use homeostat_decider::{Evidence, MemberId, Note, NoteEvent, Now, Phase};
+use homeostat_decider::{Evidence, MemberId, Note, NoteEvent, Now, Phase, RebuildNote};
 use homeostat_model::UnixMillis;
 use serde::{Deserialize, Serialize};
 
@@ -150,7 +150,8 @@ impl Story {
                 return Told::Finished;
             }
             // An order's end says both; waits are told elsewhere.
-            NoteEvent::OrderSent { .. } | NoteEvent::Waiting { .. } => {}
+            NoteEvent::OrderSent { .. } | NoteEvent::Waiting { .. } | NoteEvent::Rebuild { .. } => {
+            }
             NoteEvent::Leading { .. } | NoteEvent::Evidence { .. } => {}
             NoteEvent::Superseded { .. } => self.running = None,
         }
@@ -345,6 +346,17 @@ fn deaf(witnesses: &[MemberId]) -> String {
     }
 }
 
+fn rebuild(member: &MemberId, what: &RebuildNote) -> String {
+    match what {
+        RebuildNote::Needed { reason } => format!("{member} has to be rebuilt: {reason}"),
+        RebuildNote::Done { source, took } => {
+            let took = ms(micros(*took));
+            format!("{member} is a copy of {source} now, after {took}")
+        }
+        RebuildNote::Failed { why } => format!("the copy for {member} failed: {why}"),
+    }
+}
+
 /// A note as an event for people: its kind and its text. `None`: too small to tell, or told in other ways.
 pub(super) fn event(note: &Note) -> Option<(&'static str, String)> {
     let epoch = note.epoch;
@@ -381,6 +393,7 @@ pub(super) fn event(note: &Note) -> Option<(&'static str, String)> {
         } if outcome.starts_with("failed") || outcome.starts_with("refused") => {
             ("sql", format!("{member}: {order}: {outcome}"))
         }
+        NoteEvent::Rebuild { member, what } => ("rebuild", rebuild(member, what)),
         NoteEvent::Superseded { by } => ("sql", format!("a newer leader (term {by}) decides")),
         NoteEvent::Record { .. }
         | NoteEvent::OrderSent { .. }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use homeostat_api::v1::ServiceState;
 use homeostat_decider::{
-    MemberId, MemberView, Phase, Receiver, Record, ServerFacts, ServerState, View, Wait,
+    MemberId, MemberReport, MemberView, Phase, RebuildState, Receiver, Record, ServerFacts,
+    ServerState, View, Wait,
 };
-use homeostat_model::{ServiceName, TaskState};
+use homeostat_model::{Bytes, ServiceName, TaskState};
 use serde::{Deserialize, Serialize};
 
 use super::members::Seen;
@@ -182,7 +183,11 @@ fn coming_up(now: &Situation<'_>) -> (ServiceState, Vec<String>) {
     }
     for wait in &view.waits {
         // Orders on their way are no fault; the faults of members are named above.
-        if let Wait::Superseded { .. } | Wait::StoreBehind { .. } | Wait::Diverged { .. } = wait {
+        if let Wait::Superseded { .. }
+        | Wait::StoreBehind { .. }
+        | Wait::Rebuild { .. }
+        | Wait::Diverged { .. } = wait
+        {
             waits.push(wait.to_string());
         }
     }
@@ -232,10 +237,33 @@ fn fault(now: &Situation<'_>, record: &Record, member: &MemberId) -> Option<Stri
         Some(_) | None => return Some("its keeper is silent".to_owned()),
     };
     match &report.server {
-        ServerState::Down { .. } => Some("its server does not run".to_owned()),
+        ServerState::Down { .. } => Some(copied(report)),
         ServerState::Starting { .. } => Some("its server is starting".to_owned()),
         ServerState::Up { .. } if record.holder == *member => None,
         ServerState::Up { facts, .. } => does_not_copy(record, member, facts),
+    }
+}
+
+/// What a member whose server does not run is doing.
+fn copied(report: &MemberReport) -> String {
+    match &report.rebuild {
+        Some(RebuildState::Copying {
+            source,
+            bytes,
+            of,
+            bytes_per_second,
+        }) => {
+            let of = of.map_or(String::new(), |of| format!(" of about {}", Bytes(of)));
+            let (bytes, rate) = (Bytes(*bytes), Bytes(*bytes_per_second));
+            format!("it is being copied from {source}: {bytes}{of}, {rate}/s")
+        }
+        Some(RebuildState::Preparing { source }) => {
+            format!("its copy of {source} is being prepared")
+        }
+        Some(RebuildState::Failed { source, why }) => {
+            format!("its copy of {source} failed: {why}")
+        }
+        Some(RebuildState::Done { .. }) | None => "its server does not run".to_owned(),
     }
 }
 
@@ -373,6 +401,8 @@ mod tests {
             admitted: BTreeSet::new(),
             receiving: BTreeSet::new(),
             barrier: None,
+            broken: None,
+            after_barrier: None,
         }
     }
 
@@ -391,6 +421,9 @@ mod tests {
             record: None,
             held: None,
             pulse: None,
+            incomplete: None,
+            rebuild: None,
+            lends: None,
             server: ServerState::Up {
                 incarnation,
                 facts: facts(n),

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use homeostat_decider::MemberId;
+use homeostat_decider::{CopyOffer, MemberId};
 use homeostat_model::{Bytes, Durability, Epoch, Flavor, UnixMillis};
 use homeostat_sql::copy::folder::Former;
-use homeostat_sql::copy::{CopyPrograms, Fetch, Lend, Limits, Offer, Place};
+use homeostat_sql::copy::{CopyPrograms, Fetch, Lend, Limits, Place};
 use homeostat_sql::keeper::{KeeperConfig, Peer, Programs, Secret};
 use homeostat_sql::mariadb::{Application, Driver, Login, STATEMENT, settings, template};
 use homeostat_supervisor::cgroup::TaskGroup;
@@ -129,7 +129,7 @@ impl Instance {
         }
     }
 
-    pub fn fetch(&self, offer: &Offer) -> Fetch {
+    pub fn fetch(&self, offer: &CopyOffer) -> Fetch {
         Fetch {
             programs: CopyPrograms::debian(),
             offer: offer.clone(),

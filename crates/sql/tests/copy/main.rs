@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use homeostat_decider::{CopyOffer, CopyToken};
 use homeostat_model::{Bytes, Epoch};
 use homeostat_sql::copy::folder::{self, Former};
-use homeostat_sql::copy::{self, CopyError, Limits, Offer, Progress, Received, Sent, Stage};
-use homeostat_sql::keeper::Secret;
+use homeostat_sql::copy::{self, CopyError, Limits, Progress, Received, Sent, Stage};
 use instance::{Instance, KEEPER, PATIENCE, REPLICA, home};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, LocalSet};
@@ -226,7 +226,7 @@ fn side_of_a_copy() {
     });
 }
 
-fn write_offer(home: &Path, offer: &Offer) {
+fn write_offer(home: &Path, offer: &CopyOffer) {
     std::fs::write(home.join("offer.new"), serde_json::to_vec(offer).unwrap()).unwrap();
     std::fs::rename(home.join("offer.new"), home.join("offer")).unwrap();
 }
@@ -396,7 +396,7 @@ fn only_who_knows_the_token_gets_the_copy_and_at_the_pace_that_was_set() {
         let offered = copy::offer(&source.address).await.unwrap();
         let fetch = target.fetch(offered.offer());
         let mut stranger = Instance::new(home.path(), 4, 2).fetch(offered.offer());
-        stranger.offer.token = Secret::from("a guess".to_owned());
+        stranger.offer.token = CopyToken::new("a guess".to_owned());
         let mut lend = source.lend();
         lend.per_second = slowly(Bytes::mib(15));
         let (progress, seen) = watch::channel(Progress::BEGIN);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use homeostat_decider::{OrderOutcome, ServerState, Verb};
+use homeostat_decider::{OrderOutcome, Phase, ServerState, Verb};
 use homeostat_supervisor::protocol::Answer;
 use mysql_async::Conn;
 use mysql_async::prelude::Queryable;
@@ -96,6 +96,9 @@ fn a_stopped_server_is_told_of_from_both_sides_and_killed_before_the_order_that_
     let hanging = cluster.keepers[0].send(hanging);
     cluster.revoke();
     let begun = Instant::now();
+    cluster.stop_receiving(1).unwrap();
+    assert!(begun.elapsed() < SOON, "it waited for its source");
+    let begun = Instant::now();
     let outcome = cluster.order(0, Verb::Kill);
     assert!(matches!(outcome, OrderOutcome::Exited { server: Some(server) } if server.pid == pid));
     assert!(begun.elapsed() < SOON, "the kill waited");
@@ -180,4 +183,36 @@ fn a_keeper_that_slept_beyond_the_lease_kills_its_server_when_it_wakes() {
     for index in [1, 2] {
         assert!(!down(&cluster.keepers[index]));
     }
+}
+
+#[test]
+fn a_primary_whose_switchover_failed_lives_on_into_the_next_epoch() {
+    let mut cluster = Cluster::with_lease(14, LEASE);
+    cluster.first_start();
+    cluster.keepers[0].grants = true;
+    cluster.keepers[0].listen(ms(500));
+    let pid = cluster.keepers[0].server_pid();
+
+    cluster.revoke();
+    let outcome = cluster.order(0, Verb::Demote { patience_ms: 0 });
+    assert!(
+        matches!(outcome, OrderOutcome::Failed { .. }),
+        "{outcome:?}"
+    );
+    cluster.promoting(0, &[1, 2]);
+    cluster.done(0, Verb::Learn);
+    // It asks for a lease of the new epoch while it is open by that of the old one.
+    cluster.keepers[0].listen(LEASE / 2);
+    assert!(!down(&cluster.keepers[0]), "killed while it is reinstated");
+    let outcome = cluster.order(0, Verb::Barrier);
+    assert!(
+        matches!(outcome, OrderOutcome::BarrierDone { .. }),
+        "{outcome:?}"
+    );
+    cluster.record.version = cluster.record.version.next();
+    cluster.record.phase = Phase::Serving;
+    cluster.record.unclosed.clear();
+    cluster.done(0, Verb::Reinstate);
+    cluster.keepers[0].listen(LEASE * 2);
+    assert_eq!(cluster.keepers[0].server_pid(), pid);
 }

@@ -4,6 +4,7 @@
 
 mod cell;
 mod hang;
+mod rebuild;
 
 use std::collections::BTreeMap;
 use std::path::Path;

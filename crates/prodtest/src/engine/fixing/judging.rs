@@ -160,11 +160,13 @@ impl Engine {
             fix.not_before = until;
             (Stage::BackingOff { until }, turn.min(until))
         };
-        if matches!(self.verdict(id), Verdict::Fixing(_)) {
-            let evidence = Evidence::new(observation, news.now);
-            let repair = self.repair(id, evidence, stage);
-            self.set_verdict(id, Verdict::Fixing(repair), news);
+        if !matches!(self.verdict(id), Verdict::Fixing(_)) {
+            // Something got in the way, and nothing is believed of it: the sooner the better.
+            return retry;
         }
+        let evidence = Evidence::new(observation, news.now);
+        let repair = self.repair(id, evidence, stage);
+        self.set_verdict(id, Verdict::Fixing(repair), news);
         next
     }
 

@@ -281,3 +281,41 @@ fn one_round_ends() {
     assert_eq!(words, ["gave-up", "blocked", "unknown", "unknown"]);
     assert_eq!((probes, fixes), (14, 3), "at {now} ms");
 }
+
+#[test]
+fn what_was_learnt_before_counts() {
+    let round = |remembered: Remembered, outcomes: &[Outcome]| {
+        let stage = stage("web ~web", 2, Repeatable::Proved);
+        let mut config = config(8);
+        config.rounds = Rounds::One;
+        let suite = stage.engine.suite().clone();
+        let mut engine = Engine::new(suite, config, Moment::from_millis(0));
+        let web = stage.id("web");
+        engine.recall(web, remembered);
+        for (index, outcome) in outcomes.iter().enumerate() {
+            let now = Moment::from_millis(index as u64 * 500);
+            let due = engine.due(now);
+            engine
+                .finished(&due.runs[0], observation(*outcome), now)
+                .unwrap();
+        }
+        let fixes = engine.due(Moment::from_millis(5_000)).fixes.len();
+        (engine.remembered(web), fixes)
+    };
+    use Outcome::{Failed, Passed};
+    let mut remembered = Remembered::default();
+    (remembered, _) = round(remembered, &[Failed, Passed]);
+    assert_eq!(
+        (remembered.flaked, remembered.count),
+        (0, 1),
+        "it may have been starting"
+    );
+    for _ in 0..12 {
+        (remembered, _) = round(remembered, &[Failed, Passed]);
+    }
+    assert_eq!(remembered.count, 25);
+    let (after, fixes) = round(remembered, &[Failed, Failed]);
+    assert_eq!(fixes, 0, "it is in quarantine");
+    assert!(!after.passed);
+    assert_eq!(round(Remembered::default(), &[Failed, Failed]).1, 1);
+}

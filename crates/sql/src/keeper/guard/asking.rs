@@ -110,14 +110,19 @@ impl Guard {
             Decision::Obey { persist, verb } => (persist, verb),
         };
         self.give_way();
+        let beside = self.copies_give_way(&verb);
         if let Err(error) = self.remember(persist, &verb) {
             let outcome = OrderOutcome::Failed {
                 why: format!("nothing was done: {}", chain(&error)),
             };
             return self.reply(asker, outcome);
         }
+        if let Err(outcome) = beside {
+            return self.reply(asker, outcome);
+        }
         self.known.source = self.file.source.clone();
         self.known.incomplete = self.file.incomplete.is_some();
+        self.known.hearing = self.hearing();
         self.next_look = self.next_look.max(Instant::now() + BETWEEN_ORDERS);
         self.job_of = Some(asker);
         self.job_begun = now;
@@ -214,6 +219,7 @@ impl Guard {
             | OrderOutcome::Stopped { .. }
             | OrderOutcome::Drained { .. }
             | OrderOutcome::Demoted { .. }
+            | OrderOutcome::Lent { .. }
             | OrderOutcome::Refused(_) => {}
         }
         if let Some(reply) = self.core.completed(outcome) {

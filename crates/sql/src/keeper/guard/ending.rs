@@ -27,6 +27,7 @@ impl Guard {
         // An order on its way is given up: its statements die with the server.
         self.job = None;
         self.waiting.clear();
+        self.copies.end();
         match &self.server {
             Some(server) if grace.is_zero() => server.kill(),
             Some(server) => {

@@ -13,12 +13,14 @@ use tokio::time::Instant;
 use super::{Asker, Guard, Running};
 use crate::keeper::fuse::boot_now;
 use crate::keeper::orders::chain;
-use crate::keeper::reader::Reader;
+use crate::keeper::reader::{Named, Reader};
 use crate::keeper::sign::KeeperSign;
-use crate::mariadb::{self, Driver, Member, SqlError};
+use crate::mariadb::{self, Driver, Hearing, Member, Reading, SqlError};
 
 /// While a read is unanswered: the moment at which that is a hang must not wait for a pulse.
 const WORRIED: Duration = Duration::from_millis(25);
+/// Pulses without anything from the source.
+const SILENT: u32 = 4;
 /// The lease is renewed as often as this in its length.
 const RENEWALS: u32 = 5;
 /// Of which so many may stay away before commits of the keeper's own renew it.
@@ -26,6 +28,7 @@ const MISSED: u32 = 2;
 
 /// A barrier commit of the keeper's own.
 pub(super) struct Kept {
+    driver: Driver,
     epoch: Epoch,
     begun: BootTime,
     result: Result<(), SqlError>,
@@ -37,8 +40,12 @@ pub(super) struct Living {
     next_renewal: Instant,
     reader: Option<Reader>,
     pub keeping: Running<Kept>,
+    /// For the next one.
+    driver: Option<Driver>,
     /// The last one of its own was not acknowledged: said once.
     failing: bool,
+    /// When the lease ends, as of the last look.
+    lease_until: Option<BootTime>,
 }
 
 impl Living {
@@ -48,7 +55,9 @@ impl Living {
             next_renewal: Instant::now(),
             reader: None,
             keeping: None,
+            driver: None,
             failing: false,
+            lease_until: None,
         }
     }
 
@@ -56,6 +65,7 @@ impl Living {
     pub(super) fn ended(&mut self) {
         self.reader = None;
         self.keeping = None;
+        self.driver = None;
     }
 }
 
@@ -65,6 +75,16 @@ impl Guard {
         if let (None, Some(driver)) = (&self.living.reader, &self.driver) {
             let (login, pulse) = (driver.login().clone(), self.context.config.pulse());
             self.living.reader = Some(Reader::begin(login, pulse, self.watched.clone()));
+        }
+    }
+
+    /// The server was looked at.
+    pub(super) fn know_source(&self, reading: &Reading) {
+        if let Some(reader) = &self.living.reader {
+            reader.source(match reading.source {
+                Some(_) => Named::Source,
+                None => Named::None,
+            });
         }
     }
 
@@ -78,11 +98,21 @@ impl Guard {
         (self.living.reader.as_ref()).map_or(silent, |reader| reader.pulse(&self.watched))
     }
 
+    /// Heartbeats come once a pulse: where some have stayed away the source may be unreachable.
+    pub(super) fn hearing(&self) -> Hearing {
+        let long = self.context.config.pulse() * SILENT;
+        match self.pulse().source_ms {
+            Some(age) if Duration::from_millis(age) >= long => Hearing::Silent,
+            Some(_) | None => Hearing::Heard,
+        }
+    }
+
     pub(super) fn beat(&mut self) {
         let (pulse, often) = (self.pulse(), self.context.config.pulse());
         let worried = (pulse.unanswered_ms).is_some_and(|age| Duration::from_millis(age) > often);
         self.living.next_beat = Instant::now() + if worried { WORRIED } else { often };
         let due = self.living.next_renewal <= Instant::now();
+        self.copies.look();
         // Stamped now, so nothing may come between this and the sending.
         let lease = due.then(|| self.core.renewal(boot_now())).flatten();
         let sign = KeeperSign {
@@ -118,6 +148,11 @@ impl Guard {
             return;
         };
         let context = self.context.clone();
+        let mut driver = self
+            .living
+            .driver
+            .take()
+            .unwrap_or_else(|| Driver::new(login));
         self.living.keeping = Some(Box::pin(async move {
             let member = Member {
                 config: &context.config,
@@ -126,8 +161,9 @@ impl Guard {
                 data: &context.launch.data,
                 run: &context.run_dir,
             };
-            let result = mariadb::keep_alive(&mut Driver::new(login), &member).await;
+            let result = mariadb::keep_alive(&mut driver, &member).await;
             Kept {
+                driver,
                 epoch: record.epoch,
                 begun: now,
                 result,
@@ -136,6 +172,7 @@ impl Guard {
     }
 
     pub(super) fn kept_alive(&mut self, kept: Kept) {
+        self.living.driver = Some(kept.driver);
         match kept.result {
             Ok(()) => {
                 self.core.barrier_acknowledged(kept.epoch, kept.begun);
@@ -155,11 +192,19 @@ impl Guard {
 
     /// When the server must be dead. One that was told to end closes its door at once, and gets the time it needs for the
     /// rest; that has a limit of its own.
-    pub(super) fn lease_ends(&self) -> Option<BootTime> {
+    pub(super) fn lease_ends(&mut self) -> Option<BootTime> {
         match self.phase {
-            Phase::Starting | Phase::Running { .. } => self.core.deadline(),
-            Phase::Stopping { .. } | Phase::Ended { .. } => None,
+            Phase::Starting | Phase::Running { .. } => {}
+            Phase::Stopping { .. } | Phase::Ended { .. } => return None,
         }
+        let ends = match self.core.deadline() {
+            // Still open in an earlier epoch than the one that it holds now: it is being reinstated, and until that has a
+            // lease of its own the earlier one counts.
+            Some(never) if never == BootTime::default() => self.living.lease_until.or(Some(never)),
+            known => known,
+        };
+        self.living.lease_until = ends;
+        ends
     }
 
     /// Without signs of life, which are news at every look.
@@ -173,6 +218,9 @@ impl Guard {
             record: self.core.record().cloned(),
             held: self.core.held(),
             pulse: None,
+            incomplete: self.core.incomplete().max(self.file.incomplete),
+            rebuild: self.copies.rebuild(),
+            lends: self.copies.lends_to(),
             server: self.state.clone(),
         }
     }

@@ -25,6 +25,8 @@ impl Guard {
             Progress::Seen(reading) => {
                 self.saw(*reading);
             }
+            Progress::Lends(lent) => self.lends(*lent),
+            Progress::Rebuilds(rebuild) => self.rebuilds(*rebuild),
             Progress::Spawned(server) => self.spawned(server),
             Progress::Ended(incarnation) => {
                 if self
@@ -128,6 +130,7 @@ impl Guard {
             incarnation: server.incarnation.clone(),
             facts: reading.facts(&self.context.config, &self.known),
         };
+        self.know_source(&reading);
         self.reading = Some(reading);
         true
     }
@@ -156,6 +159,7 @@ impl Guard {
             // An order that ended since knows better.
             Ok(_) if self.fresh && self.look_begun_at != self.orders_over => {}
             Ok(reading) => {
+                self.know_source(&reading);
                 let facts = reading.facts(&self.context.config, &self.known);
                 let state = ServerState::Up {
                     incarnation: server.incarnation.clone(),

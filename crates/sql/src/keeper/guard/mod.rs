@@ -6,6 +6,7 @@
 //! waits for that look (under a millisecond).
 
 mod asking;
+mod copies;
 mod ending;
 mod living;
 mod looking;
@@ -41,7 +42,9 @@ use super::peers::{PeerEvent, PeerId, Peers};
 use super::reader::Watched;
 use super::server::{Paths, Server};
 use super::{KeepError, system};
+use crate::copy::folder;
 use crate::mariadb::{Driver, Known, Login, Reading, SqlError};
+use copies::Copies;
 use living::Living;
 use looking::QUICK;
 
@@ -78,6 +81,7 @@ pub(crate) struct Guard {
     /// For all of them, while the server is ready.
     login: Option<Login>,
     living: Living,
+    copies: Copies,
     watched: Rc<Watched>,
     fuse: Fuse,
     job: Running<Done>,
@@ -129,6 +133,7 @@ impl Guard {
         let me = process::current().map_err(system("read /proc"))?;
         let boot = BootId(process::boot_id().map_err(system("read the boot id"))?);
         take_data_folder(&launch).map_err(system("take the data folder over"))?;
+        let finished = folder::recover(&launch.data)?;
         let (mut memory, mut file) = Memory::open(&launch.data)?;
         if mark_incomplete(&mut file, &config, &boot) {
             memory.store(&file)?;
@@ -177,8 +182,8 @@ impl Guard {
             boot,
             log: Rc::new(RefCell::new(log)),
         };
-        for note in notes {
-            context.note(&note);
+        for note in notes.iter().map(String::as_str).chain(finished) {
+            context.note(note);
         }
         let guard = Self {
             context: Rc::new(context),
@@ -199,6 +204,7 @@ impl Guard {
             watcher: None,
             login: None,
             living: Living::new(),
+            copies: Copies::default(),
             watched,
             fuse: Fuse::light().map_err(system("start a thread"))?,
             job: None,
@@ -235,7 +241,8 @@ impl Guard {
                 break;
             }
             self.begin_look();
-            self.fuse.set(self.lease_ends());
+            let ends = self.lease_ends();
+            self.fuse.set(ends);
             tokio::select! {
                 // In this order, so that a server is known before the order that started it is over.
                 biased;
@@ -251,6 +258,8 @@ impl Guard {
                     }
                 }
                 kept = maybe(&mut self.living.keeping) => self.kept_alive(kept),
+                sent = maybe(&mut self.copies.lending) => self.lent(sent),
+                received = maybe(&mut self.copies.fetching) => self.fetched(received),
                 () = sleep_until(self.living.next_beat) => self.beat(),
                 () = at(self.deadline) => self.out_of_time(),
                 () = sleep_until(self.next_look), if self.look.is_none() && self.watcher.is_some() => {}

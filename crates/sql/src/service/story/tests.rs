@@ -221,5 +221,17 @@ fn a_hang_and_a_cut_are_told_with_their_witnesses() {
         }
         story.changes().last().unwrap().text("db")
     });
-    insta::assert_snapshot!(told.join("\n"), @"");
+    insta::assert_snapshot!(told.join("\n"), @"
+    db: epoch 4 -> 4, the primary role leaves db-0; it began at 00:00:00.000 UTC and is not finished, or was overtaken
+      evidence    db-0's server answered no read for 3051 ms, and db-1 and db-2, which acknowledge for it, hear nothing from it
+      steps       (when it was over since the beginning, how long it took)
+    db: epoch 4 -> 5, the primary role leaves db-0; it began at 00:00:00.000 UTC and is not finished, or was overtaken
+      evidence    db-0's keeper was not heard for 3104 ms, and db-2, which acknowledges for it, hears nothing from it
+      fence       epoch 4: Revoked: nobody acknowledges for db-0 any more (db-1 stopped receiving, db-2 has no server)
+      steps       (when it was over since the beginning, how long it took)
+            9.0 ms               the old primary is proved fenced
+    db: epoch 4 -> 4, the primary role leaves db-0; it began at 00:00:00.000 UTC and is not finished, or was overtaken
+      evidence    db-0's server answered no read for 511 ms, and no acker can say whether it lives
+      steps       (when it was over since the beginning, how long it took)
+    ");
 }
