@@ -29,7 +29,6 @@ mod resolve;
 mod scan;
 mod site;
 mod source;
-mod units;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -6,13 +6,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use homeostat_model::{BadName, Bytes, MilliCpu};
+use homeostat_model::{BadName, Bytes, MilliCpu, parse_duration};
 
 use crate::error::{Problem, ProblemKind};
 use crate::item::{Argument, Datum, Item};
 use crate::nearest::nearest;
 use crate::source::{Sources, Span};
-use crate::units;
 
 /// Collects problems with the sources at hand.
 pub(crate) struct Problems<'a> {
@@ -285,14 +284,14 @@ impl<'a, 'p, 's> Reader<'a, 'p, 's> {
             return None;
         }
         let text = self.text(name)?;
-        match units::bytes(text) {
+        match text.parse::<Bytes>() {
             Ok(bytes) if bytes > Bytes(0) => Some(bytes),
             Ok(_) => {
                 self.bad(name, None, format!("'{name}' must be more than nothing"));
                 None
             }
             Err(why) => {
-                self.bad(name, None, why);
+                self.bad(name, None, why.to_string());
                 None
             }
         }
@@ -310,7 +309,7 @@ impl<'a, 'p, 's> Reader<'a, 'p, 's> {
             return None;
         }
         let text = self.text(name)?;
-        match units::duration(text) {
+        match parse_duration(text) {
             Ok(duration) if duration >= least => Some(duration),
             Ok(_) => {
                 self.bad(
@@ -321,7 +320,7 @@ impl<'a, 'p, 's> Reader<'a, 'p, 's> {
                 None
             }
             Err(why) => {
-                self.bad(name, None, why);
+                self.bad(name, None, why.to_string());
                 None
             }
         }

@@ -26,6 +26,8 @@ pub struct Row {
     pub tags: Vec<String>,
     /// Whether it was asked for, and not only run because something else depends on it.
     pub asked: bool,
+    /// What could repair it, such as `user kim`.
+    pub fix: Option<String>,
     /// How often its fix was applied in this run.
     pub fixes: u32,
     /// What the latest fix reported.
@@ -73,6 +75,7 @@ impl Row {
             owner: None,
             tags: Vec::new(),
             asked: true,
+            fix: None,
             fixes: 0,
             fix_said: None,
             flakes: FlakeRate { flakes: 0, of: 0 }.into(),
@@ -134,6 +137,7 @@ pub(crate) fn row(engine: &Engine, id: homeostat_prodtest::CheckId, beside: Besi
         owner: beside.item.owner.clone(),
         tags: beside.item.tags.clone(),
         asked: beside.asked,
+        fix: beside.item.fix.as_ref().map(|fix| fix.summary()),
         fixes: beside.fixes,
         fix_said: beside.fix_said,
         flakes: engine.flake_rate(id).into(),

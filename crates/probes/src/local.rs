@@ -143,7 +143,7 @@ impl LocalProbe {
         let subject = &self.subject;
         match self.presence {
             Presence::NotThere => format!("no {subject}"),
-            Presence::There if self.wants.is_empty() => subject.to_string(),
+            Presence::There if self.wants.is_empty() => format!("{subject} is there"),
             Presence::There => format!("{subject}: {}", self.wants),
         }
     }

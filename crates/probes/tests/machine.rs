@@ -378,6 +378,18 @@ fn accounts() {
         assert!(
             Path::new("/home/lee").is_dir() && !Path::new("/etc/.homeostat-account-lee").exists()
         );
+        // A group of the same name is its own, whether it was there before or not.
+        repairs(&fix("user", json!({"name": "max", "groups": ["max"]}))).await;
+        repairs(&fix("group", json!({"name": "eve", "gid": 4730}))).await;
+        repairs(&fix(
+            "user",
+            json!({"name": "eve", "groups": ["eve", "daemon"]}),
+        ))
+        .await;
+        passed(
+            &look("user", json!({"name": "eve", "gid": 4730})).await,
+            "gid 4730",
+        );
         let passwd = fs::read_to_string("/etc/passwd").unwrap();
         fs::write(
             "/etc/passwd",

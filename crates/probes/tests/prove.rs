@@ -153,7 +153,7 @@ fn what_is_in_order_is_disturbed_first() {
     ));
     proved(prove("absent", json!({"path": "/etc/homeostat-test"})));
     if exists("/usr/sbin/useradd") {
-        proved(prove("user", json!({"name": "games"})));
+        proved(prove("user", json!({"name": "games", "groups": ["games"]})));
         proved(prove(
             "user_absent",
             json!({"name": "homeostat-kim", "remove_home": true}),

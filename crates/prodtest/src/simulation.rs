@@ -12,6 +12,7 @@ mod flakes;
 mod repairs;
 mod world;
 
+use crate::Rounds;
 use crate::rules::{Rule, Rules};
 use world::{Tally, World};
 
@@ -30,7 +31,7 @@ fn simulate(seed: u64, rules: Rules) -> Result<u64, String> {
 }
 
 fn simulate_and_count(seed: u64, rules: Rules, tally: &mut Tally) -> Result<u64, String> {
-    let mut world = World::new(seed, rules);
+    let mut world = World::new(seed, rules, Rounds::Endless);
     world.chaos()?;
     world.calm_with_nothing_broken()?;
     world.calm_with_something_broken()?;
@@ -69,6 +70,16 @@ fn breaking_any_rule_is_noticed() {
         let noticed = (0..SEEDS).find_map(|seed| simulate(seed, Rules::without(rule)).err());
         let violation = noticed.unwrap_or_else(|| panic!("nobody notices when {rule:?} is broken"));
         println!("{rule:?}: {violation}");
+    }
+}
+
+#[test]
+fn one_round_has_an_end_and_leaves_nothing_open() {
+    for seed in 0..SEEDS * 10 {
+        let mut world = World::new(seed, Rules::ALL_HOLD, Rounds::One);
+        if let Err(violation) = world.one_round() {
+            panic!("seed {seed}: {violation}");
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use homeostat_tests::process::{self, Process};
+use homeostat_tests::process;
 use homeostat_tests::wait::wait_for;
 use homeostat_tests::{Cell, Home, Ran, Running, begin, homeostat};
 use rustix::process::Signal;
@@ -191,10 +191,16 @@ fn whoever_stops_it_leaves_nothing_running() {
         });
         running.signal(Signal::INT);
         running.finish(SOON).expect(130);
-        let left = process::all()
-            .into_iter()
-            .filter(|process: &Process| process.words() == ["sleep", "1009"]);
-        assert_eq!(left.count(), 0, "something is left");
+        wait_for("nothing to be left", SOON, || {
+            // One that was killed takes a moment to be gone.
+            match process::all()
+                .iter()
+                .find(|process| process.words() == ["sleep", "1009"])
+            {
+                None => Ok(()),
+                Some(left) => Err(left.describe()),
+            }
+        });
         fs::remove_file(mark).unwrap();
     }
 }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use homeostat_model::library::{Arg, ArgType, Call, Kind, Presence};
+use homeostat_model::{Bytes, parse_duration};
 use serde_json::Value;
 
 use crate::item::Datum;
 use crate::reader::Reader;
-use crate::units;
 
 /// Reads a call; none when anything about it is wrong.
 pub(super) fn call(reader: &mut Reader<'_, '_, '_>, kind: &Kind) -> Option<Call> {
@@ -76,17 +76,17 @@ fn value(arg: &Arg, datum: &Datum) -> Result<Value, Wrong> {
         (ArgType::Int, Datum::Int(number)) => Ok((*number).into()),
         (ArgType::Float, Datum::Int(_) | Datum::Float(_)) => json(arg, datum),
         (ArgType::Bool, Datum::Bool(value)) => Ok((*value).into()),
-        (ArgType::Duration, Datum::Text(text)) => match units::duration(text) {
+        (ArgType::Duration, Datum::Text(text)) => match parse_duration(text) {
             Ok(_) => Ok(text.as_str().into()),
-            Err(message) => Err(Wrong::new(message)),
+            Err(bad) => Err(Wrong::new(bad.to_string())),
         },
         (ArgType::Duration, Datum::Int(number)) => {
             wrong_type(Some(format!("write '{number}s' for seconds")))
         }
         (ArgType::Size, Datum::Int(number)) if *number >= 0 => Ok((*number).into()),
-        (ArgType::Size, Datum::Text(text)) => match units::bytes(text) {
+        (ArgType::Size, Datum::Text(text)) => match text.parse::<Bytes>() {
             Ok(_) => Ok(text.as_str().into()),
-            Err(message) => Err(Wrong::new(message)),
+            Err(bad) => Err(Wrong::new(bad.to_string())),
         },
         (ArgType::Texts | ArgType::Command, Datum::List(list)) => {
             match list

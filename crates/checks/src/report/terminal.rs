@@ -126,6 +126,14 @@ impl<W: Write, E: Write> Terminal<W, E> {
         say("expected", &row.expected)?;
         say("seen", &row.seen)?;
         say("blocked", &super::names(&row.blocked_by))?;
+        if let (Some(fix), true, 0) = (&row.fix, row.is_root(), row.fixes) {
+            let why = if row.asked {
+                ""
+            } else {
+                " (not applied: it was not selected)"
+            };
+            say("fix", &format!("{fix}{why}"))?;
+        }
         if let Some(said) = &row.fix_said {
             let times = if row.fixes == 1 { "once" } else { "times" };
             let count = if row.fixes == 1 {

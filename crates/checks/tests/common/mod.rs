@@ -149,8 +149,19 @@ pub fn words(report: &Report) -> String {
     words.collect::<Vec<_>>().join(", ")
 }
 
-/// Whether a process has this command line.
-pub fn runs(command: &str) -> bool {
+/// Whether no process has this command line any more. One that was killed takes a moment to be gone.
+pub async fn ends(command: &str) -> bool {
+    let gone = async {
+        while runs(command) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(2), gone)
+        .await
+        .is_ok()
+}
+
+fn runs(command: &str) -> bool {
     let wanted = command.replace(' ', "\0");
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let mut lines = processes.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());

@@ -9,8 +9,8 @@ use homeostat_model::{Epoch, RecordVersion, ServiceName};
 
 use super::*;
 use crate::{
-    BootId, CasOutcome, CopyOffer, CopyToken, Gtid, KeeperIncarnation, LogEnd, MemberReport, OrderOutcome, OrderReply,
-    Pulse, Receiver, ServerFacts, ServerIncarnation, ServerState, Source,
+    BootId, CasOutcome, CopyOffer, CopyToken, Gtid, KeeperIncarnation, LogEnd, MemberReport,
+    OrderOutcome, OrderReply, Pulse, Receiver, ServerFacts, ServerIncarnation, ServerState, Source,
 };
 
 fn name(text: &str) -> MemberId {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::atomic::Symlinks;
-use super::begun::Note;
+use super::begun::{Note, OwnGroup};
 use super::files::look;
 use super::step::{DiskStep, OnDisk, Owner, RunStep, Step};
 use super::{FixError, trouble};
@@ -110,11 +110,19 @@ pub(super) fn user(wanted: &UserWanted) -> Result<Vec<Step>, FixError> {
             let home = wanted.home.clone();
             let home = home.unwrap_or_else(|| Path::new("/home").join(&wanted.name));
             need("useradd")?;
-            let mut steps = match note {
-                Some(note) => note.take_away(&wanted.name)?,
-                None => vec![Note::adding(&wanted.name, &home)?.make(&wanted.name)],
+            let name = &wanted.name;
+            let (note, mut steps) = match note {
+                Some(note) => {
+                    let steps = note.take_away(name)?;
+                    (note, steps)
+                }
+                None => {
+                    let note = Note::adding(name, &home)?;
+                    let steps = vec![note.make(name)];
+                    (note, steps)
+                }
             };
-            steps.push(run(useradd(wanted, &home)));
+            steps.push(run(useradd(wanted, &home, note.group)));
             steps.push(Note::remove(&wanted.name));
             (steps, home)
         }
@@ -125,20 +133,32 @@ pub(super) fn user(wanted: &UserWanted) -> Result<Vec<Step>, FixError> {
     Ok(steps)
 }
 
-fn useradd(wanted: &UserWanted, home: &Path) -> Vec<String> {
+/// Without another primary group it gets one of its own name: a new one, or the one that is there.
+fn useradd(wanted: &UserWanted, home: &Path, own: OwnGroup) -> Vec<String> {
     let mut argv = vec!["useradd".to_owned(), "--create-home".to_owned()];
     let mut option = |name: &str, value: String| argv.extend([name.to_owned(), value]);
     option("--home-dir", home.display().to_string());
     if let Some(uid) = wanted.uid {
         option("--uid", uid.to_string());
     }
-    if let Some(group) = &wanted.group {
+    let name = &wanted.name;
+    let primary = match (&wanted.group, own) {
+        (Some(group), _) => Some(group),
+        (None, OwnGroup::No) => Some(name),
+        (None, OwnGroup::Yes) => None,
+    };
+    if let Some(group) = primary {
         option("--gid", group.clone());
     }
-    if let Some(Groups::AtLeast(groups) | Groups::Only(groups)) = &wanted.groups
-        && !groups.is_empty()
-    {
-        option("--groups", joined(groups));
+    if let Some(Groups::AtLeast(groups) | Groups::Only(groups)) = &wanted.groups {
+        let mut groups = groups.clone();
+        // Its own group is its primary one, and with `--groups` would have to be there already.
+        if wanted.group.is_none() {
+            groups.remove(name);
+        }
+        if !groups.is_empty() {
+            option("--groups", joined(&groups));
+        }
     }
     if let Some(shell) = &wanted.shell {
         option("--shell", shell.clone());

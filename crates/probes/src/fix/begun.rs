@@ -29,12 +29,12 @@ pub(super) struct Note {
     format: u32,
     /// Its home, if it was not there before, or is to go.
     home: Option<PathBuf>,
-    group: OwnGroup,
+    pub(super) group: OwnGroup,
 }
 
 /// Whether the group of the same name is the account's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-enum OwnGroup {
+pub(super) enum OwnGroup {
     Yes,
     No,
 }

@@ -14,7 +14,7 @@ use super::crew::{Crew, Landing};
 use crate::rules::Rules;
 use crate::{
     Change, Check, CheckId, Due, Engine, EngineConfig, Fence, FixOutcome, FixPolicy, FixRun,
-    Moment, Observation, Outcome, Repeatable, Rounds, Run, Suite,
+    Moment, Observation, Outcome, Repeatable, Rounds, Run, Suite, Unknown, Verdict,
 };
 
 pub(super) const RETRY: Duration = Duration::from_millis(500);
@@ -103,7 +103,7 @@ impl Pcg64Stream {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, rules: Rules) -> Self {
+    pub(super) fn new(seed: u64, rules: Rules, rounds: Rounds) -> Self {
         let mut graph = Pcg64Stream::new(seed, 1);
         let suite = random_suite(&mut graph);
         let most_at_once = NonZeroUsize::new(1 + graph.upto(11) as usize).expect("one or more");
@@ -127,7 +127,7 @@ impl World {
                 retry: RETRY,
                 back_off: BACK_OFF,
                 longest_back_off: LONGEST_BACK_OFF,
-                rounds: Rounds::Endless,
+                rounds,
                 seed,
                 fence: Fence(0),
             },
@@ -158,6 +158,43 @@ impl World {
         self.plan(1, Event::Unrest);
         for _ in 0..CHAOS_EVENTS {
             self.step()?;
+        }
+        Ok(())
+    }
+
+    /// One round over a world in which things are broken and nothing else happens: it has an end, and every check a
+    /// verdict.
+    pub(super) fn one_round(&mut self) -> Result<(), String> {
+        const MOST_STEPS: u32 = 50_000;
+        for id in self.engine.suite().ids() {
+            if self.graph.chance(0.3) {
+                self.watch.break_(id);
+            }
+        }
+        for _ in 0..MOST_STEPS {
+            if self.engine.wake_at().is_none() && !self.engine.is_under_way() {
+                return self.every_check_has_its_verdict();
+            }
+            self.step()?;
+        }
+        self.complain("the round has no end".into())
+    }
+
+    fn every_check_has_its_verdict(&self) -> Result<(), String> {
+        for (id, verdict) in self.engine.verdicts() {
+            let open = match verdict {
+                Verdict::Fixing(_) | Verdict::Unknown(Unknown::Due) => true,
+                Verdict::Unknown(Unknown::Waiting) => self.engine.waits_for(id).is_empty(),
+                Verdict::Unknown(Unknown::NotRun { .. } | Unknown::Lost { .. })
+                | Verdict::Pass(_)
+                | Verdict::Flaky { .. }
+                | Verdict::Fail(_)
+                | Verdict::GaveUp(_)
+                | Verdict::Blocked(_) => false,
+            };
+            if open {
+                return self.complain(format!("the round ends, and {id:?} is {verdict:?}"));
+            }
         }
         Ok(())
     }

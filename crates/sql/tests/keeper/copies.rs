@@ -1,7 +1,8 @@
 //! A member becomes a copy of a peer by orders: what they are refused for, what they give way to, what is left behind.
 
 use std::num::NonZeroU64;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use homeostat_decider::{
     Acker, CopyOffer, Former, MemberReport, OrderOutcome, RebuildState, Recovery, Refusal,
@@ -44,6 +45,15 @@ fn failed(report: &MemberReport) -> Option<&str> {
 
 fn copying(report: &MemberReport) -> bool {
     report.rebuild.as_ref().is_some_and(RebuildState::under_way)
+}
+
+/// Waits until some of a copy is unpacked.
+fn until_it_flows(incoming: &Path) {
+    let begun = Instant::now();
+    while !incoming.join("ibdata1").exists() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "nothing came");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// The holder dies with a commit that nobody acknowledged and comes back with it: another history than the next holder's.
@@ -197,10 +207,12 @@ fn a_copy_gives_way_to_a_change_of_role_and_dies_with_its_keeper() {
     ));
 
     println!("its source is repointed");
+    let incoming = cluster.folder.path().join("d2/sql.incoming");
     let offer = lent(&mut cluster, 1, 2, Some(5));
     cluster.done(2, rebuild(1, &offer));
     cluster.keepers[2].until("the copy's beginning", copying);
     cluster.keepers[1].until("lending", |report| report.lends == Some(member(2)));
+    until_it_flows(&incoming);
     cluster.stop_receiving(1);
     cluster.keepers[2].until("the copy's end", |report| failed(report).is_some());
     let why = failed(&cluster.keepers[2].report).unwrap().to_owned();
@@ -212,10 +224,7 @@ fn a_copy_gives_way_to_a_change_of_role_and_dies_with_its_keeper() {
     let offer = lent(&mut cluster, 1, 2, Some(5));
     cluster.done(2, rebuild(1, &offer));
     cluster.keepers[2].until("the copy's beginning", copying);
-    let incoming = cluster.folder.path().join("d2/sql.incoming");
-    while !incoming.exists() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until_it_flows(&incoming);
     cluster.keepers[2].kill_keeper();
     cluster.restart_keeper(2);
     let report = cluster.keepers[2].report.clone();

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use cluster::{Cluster, Keeper, kill, member, run};
 use homeostat_decider::{
-    Acker, KeeperIncarnation, OrderOutcome, Phase, Receiver, Recovery, Refusal, ServerState, Verb,
+    Acker, OrderOutcome, Phase, Receiver, Recovery, Refusal, ServerState, Verb,
 };
-use homeostat_model::{Epoch, Sequence};
+use homeostat_model::Epoch;
 use homeostat_supervisor::process;
 use homeostat_supervisor::protocol::{Answer, Phase as TaskPhase, Verb as Asked};
 use mysql_async::Conn;

@@ -31,9 +31,21 @@ fn an_acker_that_lost_its_disk_leaves_a_before_it_is_copied() {
     let mut hand = Hand::leading();
     hand.give(Input::Report(empty("c", &serving())));
     hand.rounds(&serving());
-    insta::assert_snapshot!(hand.script.join("\n"), @"");
+    insta::assert_snapshot!(hand.script.join("\n"), @r"
+    cas Serving(3) a
+    a: learn
+    b: learn | a: expel c
+    a: barrier
+    cas Serving(3) a
+    a: learn
+    b: learn | a: lend a copy to c
+    c: rebuild from a
+    ");
     assert_eq!(current(&hand).ackers, BTreeSet::from([name("b")]));
-    insta::assert_snapshot!(hand.waits().join("\n"), @"");
+    insta::assert_snapshot!(
+        hand.waits().join("\n"),
+        @"c to be rebuilt (it has no data): it is copied from a"
+    );
 
     // A new leader leaves it alone while it is copied, and starts it after.
     let source = name("a");
@@ -48,9 +60,13 @@ fn an_acker_that_lost_its_disk_leaves_a_before_it_is_copied() {
     hand.give(Input::Report(copy_of("c", &record, copying)));
     hand.rounds(&record);
     assert_eq!(hand.script, [""; 0]);
-    hand.give(Input::Report(copy_of("c", &record, RebuildState::Done { source })));
+    hand.give(Input::Report(copy_of(
+        "c",
+        &record,
+        RebuildState::Done { source },
+    )));
     hand.rounds(&record);
-    insta::assert_snapshot!(hand.script.join("\n"), @"");
+    insta::assert_snapshot!(hand.script.join("\n"), @"c: start (KeepTail)");
 }
 
 #[test]
@@ -67,7 +83,17 @@ fn a_copy_that_fails_is_begun_anew_after_a_pause() {
     }
     hand.give(Input::Report(diverged));
     hand.rounds(&serving());
-    insta::assert_snapshot!(hand.script.join("\n"), @"");
+    insta::assert_snapshot!(hand.script.join("\n"), @r"
+    cas Serving(3) a
+    a: learn
+    b: learn | a: expel c
+    a: barrier
+    cas Serving(3) a
+    a: learn
+    b: learn | c: kill
+    a: lend a copy to c
+    c: rebuild from a
+    ");
     let record = current(&hand);
     let failed = RebuildState::Failed {
         source: name("a"),
@@ -77,9 +103,15 @@ fn a_copy_that_fails_is_begun_anew_after_a_pause() {
     hand.give(Input::Report(copy_of("c", &record, failed)));
     hand.rounds(&record);
     assert_eq!(hand.script, [""; 0]);
-    insta::assert_snapshot!(hand.waits().join("\n"), @"");
+    insta::assert_snapshot!(
+        hand.waits().join("\n"),
+        @"c to be rebuilt (it cannot follow the primary: error 1236): the last try failed, another one follows"
+    );
     hand.now = hand.decider.wake_at().unwrap();
     hand.give(Input::Tick);
     hand.rounds(&record);
-    insta::assert_snapshot!(hand.script.join("\n"), @"");
+    insta::assert_snapshot!(hand.script.join("\n"), @r"
+    a: lend a copy to c
+    c: rebuild from a
+    ");
 }

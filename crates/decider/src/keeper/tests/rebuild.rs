@@ -47,9 +47,21 @@ fn only_a_member_that_nobody_counts_on_is_rebuilt_and_its_server_is_down() {
         (serving.clone(), idle(), Err(())),
         (counts, down(), Err(())),
         (unclosed(serving.clone()), down(), Err(())),
-        (without_a(record(4, 5, Phase::Serving, "a")), down(), Err(())),
-        (without_a(record(4, 5, Phase::Promoting, "b")), down(), Err(())),
-        (without_a(record(4, 5, Phase::Revoking, "b")), down(), Err(())),
+        (
+            without_a(record(4, 5, Phase::Serving, "a")),
+            down(),
+            Err(()),
+        ),
+        (
+            without_a(record(4, 5, Phase::Promoting, "b")),
+            down(),
+            Err(()),
+        ),
+        (
+            without_a(record(4, 5, Phase::Revoking, "b")),
+            down(),
+            Err(()),
+        ),
     ] {
         check(&record, rebuild(), &server, obeyed);
     }
@@ -75,7 +87,11 @@ fn a_member_lends_only_while_somebody_serves() {
         bytes_per_second: None,
     };
     for phase in [Phase::Serving, Phase::Revoking, Phase::Promoting] {
-        let obeyed = if phase == Phase::Serving { Ok(()) } else { Err(()) };
+        let obeyed = if phase == Phase::Serving {
+            Ok(())
+        } else {
+            Err(())
+        };
         check(&record(4, 5, phase, "b"), lend(), &idle(), obeyed);
         check(&record(4, 5, phase, "b"), lend(), &down(), Err(()));
     }
@@ -107,7 +123,10 @@ fn a_data_folder_made_anew_is_incomplete_until_the_member_was_out_of_a() {
         // It has acknowledged nothing yet.
         (counts(record(4, 5, Phase::Promoting, "b")), None),
         (without_a(record(4, 5, Phase::Serving, "b")), None),
-        (without_a(record(4, 5, Phase::Revoking, "a")), Some(Epoch(3))),
+        (
+            without_a(record(4, 5, Phase::Revoking, "a")),
+            Some(Epoch(3)),
+        ),
     ] {
         assert_eq!(after(&record, &fresh), expected, "{record:?}");
         assert_eq!(after(&record, &down()), None, "{record:?}");
@@ -115,15 +134,33 @@ fn a_data_folder_made_anew_is_incomplete_until_the_member_was_out_of_a() {
     let mut keeper = keeper(counts(record(4, 5, Phase::Serving, "b")));
     let mut obey = |number, record: &Record, verb: Verb| {
         match keeper.offer(&order(number, record, verb), &fresh) {
-            Decision::Obey { persist, .. } => persist.into_iter().for_each(|kept| keeper.persisted(kept)),
+            Decision::Obey { persist, .. } => {
+                persist.into_iter().for_each(|kept| keeper.persisted(kept))
+            }
             Decision::Refuse(reply) => panic!("{reply:?}"),
         }
         keeper.completed(OrderOutcome::Done);
         keeper.incomplete()
     };
     let incomplete = Some(Epoch(4));
-    assert_eq!(obey(1, &counts(record(4, 5, Phase::Serving, "b")), start.clone()), incomplete);
-    assert_eq!(obey(2, &counts(record(4, 6, Phase::Serving, "b")), Verb::Learn), incomplete);
-    assert_eq!(obey(3, &without_a(record(4, 7, Phase::Serving, "b")), Verb::Learn), None);
-    assert_eq!(obey(4, &counts(record(4, 8, Phase::Serving, "b")), Verb::Learn), None);
+    assert_eq!(
+        obey(1, &counts(record(4, 5, Phase::Serving, "b")), start.clone()),
+        incomplete
+    );
+    assert_eq!(
+        obey(2, &counts(record(4, 6, Phase::Serving, "b")), Verb::Learn),
+        incomplete
+    );
+    assert_eq!(
+        obey(
+            3,
+            &without_a(record(4, 7, Phase::Serving, "b")),
+            Verb::Learn
+        ),
+        None
+    );
+    assert_eq!(
+        obey(4, &counts(record(4, 8, Phase::Serving, "b")), Verb::Learn),
+        None
+    );
 }
