@@ -71,6 +71,7 @@ async fn listen(core: &Arc<Core>, mut stream: Streaming<FromAgent>, orders: Orde
     core.events
         .add("machine", machine.as_str(), "agent connected");
     let mut strays = BTreeSet::new();
+    let mut named = BTreeSet::new();
     while let Ok(Some(FromAgent {
         message: Some(message),
     })) = stream.message().await
@@ -78,6 +79,7 @@ async fn listen(core: &Arc<Core>, mut stream: Streaming<FromAgent>, orders: Orde
         match message {
             from_agent::Message::Hello(_) => break,
             from_agent::Message::Task(event) if !is_placed(core, &event) => {
+                named.insert(event.task.clone());
                 let made_of_it = stray(core, &machine, &event);
                 if made_of_it == Stray::Unknown && strays.insert(event.task.clone()) {
                     let text = format!(
@@ -93,11 +95,20 @@ async fn listen(core: &Arc<Core>, mut stream: Streaming<FromAgent>, orders: Orde
             from_agent::Message::Task(event) => {
                 let before = core.hub.observed(&machine, number, event.clone());
                 tell_change(core, before.as_ref(), &event);
+                // Its place may have been given up in the same moment; then nobody else would see it.
+                if !is_placed(core, &event)
+                    && let Ok(task) = TaskName::new(event.task.clone())
+                {
+                    core.hub.take(&task, event.generation);
+                    stray(core, &machine, &event);
+                }
             }
             from_agent::Message::Done(done) => core.hub.answered(&machine, number, done),
             from_agent::Message::Synced(_) => {
+                core.machines
+                    .keep_stale(&machine, &std::mem::take(&mut named));
                 core.hub
-                    .synced(&machine, number, &core.placements.on(&machine))
+                    .synced(&machine, number, &core.placements.on(&machine));
             }
             from_agent::Message::Forwarder(report) => {
                 if !report.error.is_empty() {

@@ -99,6 +99,19 @@ impl Budgets {
         Ok(())
     }
 
+    /// It was not made use of: nothing of the service was disturbed.
+    pub(crate) async fn release(
+        &self,
+        service: &ServiceName,
+        ask: &Ask,
+    ) -> Result<(), ControllerError> {
+        let ((), changed) = self.change(service, |budget| budget.release(ask));
+        if changed {
+            self.store(service).await?;
+        }
+        Ok(())
+    }
+
     fn change<T>(&self, service: &ServiceName, change: impl FnOnce(&mut Budget) -> T) -> (T, bool) {
         let mut known = self.lock();
         let budget = known.entry(service.clone()).or_default();
@@ -137,6 +150,7 @@ impl Budgets {
                 } else {
                     match core.hub.task(&task).as_ref().and_then(task_state) {
                         Some(TaskState::Running { .. }) => None,
+                        Some(state) if core.has_finished(service, &state) => None,
                         Some(state) => Some(format!("it is {}", state.word())),
                         None => Some(format!("{machine} has not reported it")),
                     }
@@ -145,7 +159,6 @@ impl Budgets {
             })
             .collect();
         let views = core.checks.views();
-        let now = self.began.elapsed();
         let applied = core.applied();
         let about = applied
             .iter()
@@ -155,13 +168,11 @@ impl Budgets {
             .map(|spec| {
                 let view = views.iter().find(|view| view.name == spec.name);
                 let seen = match view.map(|view| (view.verdict, view)) {
-                    Some(("pass" | "flaky", view)) => {
-                        let ago = view.age_ms.unwrap_or(u64::MAX).saturating_add(view.took_ms);
-                        let began = now.saturating_sub(Duration::from_millis(ago));
-                        CheckSeen::Passes {
-                            began: Moment(began),
-                        }
-                    }
+                    Some(("pass" | "flaky", view)) => CheckSeen::Passes {
+                        began: Moment(view.began.map_or(Duration::ZERO, |began| {
+                            began.saturating_duration_since(self.began)
+                        })),
+                    },
                     Some(("fail", view)) => CheckSeen::Fails {
                         why: format!("expected {}, seen {}", view.expected, view.seen),
                     },

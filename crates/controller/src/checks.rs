@@ -44,6 +44,9 @@ pub(crate) struct CheckView {
     pub took_ms: u64,
     /// Milliseconds since the last probe reported; absent when none did.
     pub age_ms: Option<u64>,
+    /// When that probe began.
+    #[serde(skip)]
+    pub began: Option<Instant>,
 }
 
 /// The checks of the cell as applied; replaced whole when another specification is applied.
@@ -279,6 +282,9 @@ fn publish(
                 }),
                 age_ms: evidence.map(|evidence| {
                     u64::try_from(now.since(evidence.at).as_millis()).unwrap_or(u64::MAX)
+                }),
+                began: evidence.and_then(|evidence| {
+                    Instant::now().checked_sub(now.since(evidence.at) + evidence.took)
                 }),
                 name,
             }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use homeostat_model::{
-    CellIdentity, CellLayout, CellSpec, MachineName, OperationId, PackageName, ServiceName,
-    ServiceSpec, Term,
+    CellIdentity, CellLayout, CellSpec, ExitCause, MachineName, OperationId, PackageName,
+    RestartPolicy, ServiceKind, ServiceName, ServiceSpec, TaskState, Term,
 };
 use homeostat_store::{Store, convenience};
 use serde::{Deserialize, Serialize};
@@ -136,6 +136,28 @@ impl Core {
             .iter()
             .find(|service| service.name == *name)
             .cloned()
+    }
+
+    /// Whether a task of a plain job has done what it was there for: it ended, and its restart policy says that this is fine.
+    pub(crate) fn has_finished(&self, service: &ServiceName, state: &TaskState) -> bool {
+        let Some(ServiceKind::Job(job)) = self.service(service).map(|service| service.kind) else {
+            return false;
+        };
+        match (state, job.task.restart) {
+            (TaskState::Exited { .. }, RestartPolicy::Never) => true,
+            (TaskState::Exited { cause }, RestartPolicy::OnFailure) => {
+                matches!(cause, ExitCause::Code { code: 0 })
+            }
+            (
+                TaskState::Exited { .. }
+                | TaskState::Pending { .. }
+                | TaskState::Starting
+                | TaskState::Running { .. }
+                | TaskState::Stopping { .. }
+                | TaskState::Lost,
+                RestartPolicy::Always | RestartPolicy::OnFailure | RestartPolicy::Never,
+            ) => false,
+        }
     }
 
     /// Makes `applied` the cell's specification, and gives every service an endpoint port.

@@ -226,6 +226,11 @@ impl Landlord for CellLandlord {
             .await?)
     }
 
+    async fn release(&self, tenant: &Tenant, by: &OperationId) -> Result<(), Refusal> {
+        let budgets = &self.0.core.budgets;
+        Ok(budgets.release(&tenant.service, &ask(tenant, by)).await?)
+    }
+
     async fn settle(&self, tenant: &Tenant, by: &OperationId) -> Result<(), Refusal> {
         let budgets = &self.0.core.budgets;
         Ok(budgets.settle(&tenant.service, &ask(tenant, by)).await?)
@@ -239,6 +244,7 @@ impl Landlord for CellLandlord {
         }
         match core.hub.task(&tenant.task).as_ref().and_then(task_state) {
             Some(TaskState::Running { .. }) => None,
+            Some(state) if core.has_finished(&tenant.service, &state) => None,
             Some(TaskState::Exited { cause }) => Some(cause.to_string()),
             Some(TaskState::Pending { why }) => Some(why),
             Some(state @ (TaskState::Starting | TaskState::Stopping { .. } | TaskState::Lost)) => {

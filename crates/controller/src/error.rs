@@ -41,6 +41,11 @@ pub enum ControllerError {
         "{0} was a service of another kind; nothing was changed: give the new one another name"
     )]
     OtherKind(ServiceName),
+    #[error(
+        "{} not in the cell file any more, and not seen to be down yet; nothing was changed: try again when it is",
+        are(.0)
+    )]
+    NotDown(Vec<ServiceName>),
     #[error("{0}")]
     Operation(String),
     #[error("the server of the controller's socket failed")]
@@ -66,6 +71,7 @@ impl From<ControllerError> for Refusal {
         match error {
             ControllerError::Package(_)
             | ControllerError::StillWanted(_)
+            | ControllerError::NotDown(_)
             | ControllerError::OtherKind(_) => Refusal::bad_request(line),
             ControllerError::Open(_)
             | ControllerError::Private { .. }

@@ -26,7 +26,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::{Core, encode};
 use crate::keys;
-use crate::placements::Ask;
+use crate::machines::stray;
+use crate::placements::{Ask, may_leave};
 use crate::values::resolve;
 
 /// How long an agent may take to accept an order (not: to finish what it starts).
@@ -195,30 +196,14 @@ impl ScopedCell {
             .ok_or_else(|| Refusal::not_now(format!("package {name} is not installed yet")))
     }
 
-    /// Whether a task may give up its place: its machine is lost, or certainly nothing of it runs there.
-    fn may_leave(&self, task: &TaskName, place: &Assignment) -> Result<(), Refusal> {
-        let hub = &self.core.hub;
-        if hub.is_lost(&place.machine) {
-            return Ok(());
-        }
-        let synced = hub.agent(&place.machine).is_some_and(|agent| agent.synced);
-        let state = hub.task(task).as_ref().and_then(task_state);
-        match state {
-            Some(TaskState::Exited { .. } | TaskState::Lost | TaskState::Pending { .. })
-                if synced =>
-            {
-                Ok(())
-            }
-            Some(_) | None => Err(Refusal::not_now(format!(
-                "{task} may still run on {}",
-                place.machine
-            ))),
-        }
-    }
-
     /// Puts what a task had at a place that it left out of the way. Should that fail, it is done when its agent speaks next.
     fn clear_old_place(&self, task: TaskName, place: Assignment) {
-        self.core.hub.forget(&task);
+        let last = self.core.hub.take(&task, place.generation.0);
+        // Its agent may have come back in this very moment and told that the task runs: then it is ended first.
+        if let Some(event) = last.filter(|event| task_state(event).is_some_and(|s| runs(&s))) {
+            stray(&self.core, &place.machine, &event);
+            return;
+        }
         let forget = to_agent::Message::Forget(ForgetTask {
             task: task.to_string(),
             generation: place.generation.0,
@@ -311,7 +296,7 @@ impl CellHandle for ScopedCell {
             if let Some(place) = self.core.placements.of(&name)
                 && Some(place.generation) == leaving
             {
-                self.may_leave(&name, &place)?;
+                may_leave(&self.core.hub, &name, &place)?;
                 leaves.push((name.clone(), place));
             }
             let wanted = task.resources.unwrap_or_default();
@@ -582,6 +567,14 @@ impl CellHandle for ScopedCell {
             request.detail_json,
         );
         Ok(NoteReply {})
+    }
+}
+
+/// Whether something of a task may run.
+pub(crate) fn runs(state: &TaskState) -> bool {
+    match state {
+        TaskState::Starting | TaskState::Running { .. } | TaskState::Stopping { .. } => true,
+        TaskState::Pending { .. } | TaskState::Exited { .. } | TaskState::Lost => false,
     }
 }
 

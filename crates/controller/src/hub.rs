@@ -36,6 +36,8 @@ struct Inner {
     forwarders: BTreeMap<(MachineName, String), ForwarderReport>,
     /// When the last stream of a machine that has none now ended.
     silent: BTreeMap<MachineName, Instant>,
+    /// Nobody listened before then: no silence is longer.
+    listens_since: Option<Instant>,
     /// Machines called lost: what was heard of their tasks says nothing any more.
     lost: BTreeSet<MachineName>,
     next_id: u64,
@@ -246,7 +248,16 @@ impl Hub {
         let inner = self.lock();
         let session = inner.sessions.get(machine).map(|session| session.heard);
         let silent = inner.silent.get(machine).copied();
-        session.or(silent).unwrap_or(self.began).elapsed()
+        let since = session.or(silent).unwrap_or(self.began);
+        inner
+            .listens_since
+            .map_or(since, |listens| listens.max(since))
+            .elapsed()
+    }
+
+    /// Nobody listened until now: what was not heard meanwhile says nothing about who may have spoken.
+    pub(crate) fn listen_anew(&self) {
+        self.lock().listens_since = Some(Instant::now());
     }
 
     /// From here on the tasks placed on a machine are told as those of a lost one; or as those of one that is there.
@@ -256,15 +267,19 @@ impl Hub {
         // Should it only hang: when it wakes it has to begin with what it runs.
         if let Some(session) = inner.sessions.remove(machine) {
             inner.silent.insert(machine.clone(), session.heard);
+            inner.forwarders.retain(|(of, _), _| of != machine);
             inner.calls.retain(|_, (of, _)| of != machine);
         }
         for (task, service, generation) in placed {
-            let event = inner
+            let mut event = inner
                 .tasks
                 .get(task)
                 .filter(|event| event.machine == machine.as_str())
                 .cloned()
                 .unwrap_or_else(|| unknown_task(machine, task, service, *generation));
+            // Its stream ends without that anybody tells: the session is gone.
+            event.reachable = false;
+            event.service_event = Vec::new();
             inner.tell(&event);
             inner.tasks.insert(task.clone(), event);
         }
@@ -375,6 +390,18 @@ impl Hub {
     pub(crate) fn forget(&self, task: &TaskName) {
         self.lock().tasks.remove(task);
         self.touch();
+    }
+
+    /// Forgets what is known of one placement of a task, and says what that was.
+    pub(crate) fn take(&self, task: &TaskName, generation: u64) -> Option<TaskEvent> {
+        let mut inner = self.lock();
+        let taken = match inner.tasks.get(task) {
+            Some(event) if event.generation == generation => inner.tasks.remove(task),
+            Some(_) | None => None,
+        };
+        drop(inner);
+        self.touch();
+        taken
     }
 
     /// Subscribes to a service's tasks: what is known now, `synced`, then changes. A subscriber that does not keep

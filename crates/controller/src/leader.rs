@@ -6,11 +6,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use homeostat_api::v1::{ActReply, ActRequest, Shutdown, TurnupRequest, to_agent};
 use homeostat_api::{AdminServer, Refusal};
-use homeostat_journal::{Asker, Draft, Outcome, Person, Touched};
-use homeostat_model::{CellSpec, OperationId, ProcedureName, ServiceName};
+use homeostat_journal::{Asker, Outcome, Person, Touched};
+use homeostat_model::{CellSpec, OperationId, ProcedureName, ServiceName, ServiceSpec};
 use homeostat_ops::{Executor, OpsError, Procedure};
 use homeostat_turnup::{
-    Act, ActProcedure, Cell, Direction, TurnProcedure, drained_machine, turndown,
+    Act, ActProcedure, Cell, Direction, Keep, TurnProcedure, drained_machine, is_whole, turndown,
     turndown_procedure, turnup, turnup_procedure,
 };
 use tokio::sync::watch;
@@ -21,6 +21,7 @@ use crate::ControllerError;
 use crate::checks::Checks;
 use crate::core::{Applied, Core};
 use crate::packages;
+use crate::purge::is_down;
 use crate::services::Services;
 
 /// How long agents may take to end after the cell is down.
@@ -29,6 +30,14 @@ const SHUTDOWN_WITHIN: Duration = Duration::from_secs(5);
 /// graces that the executor gives an attempt.
 const STOP_WITHIN: Duration = Duration::from_secs(15);
 const STOP_EVERY: Duration = Duration::from_millis(10);
+
+/// Which unfinished turnups and turndowns are meant.
+#[derive(Clone, Copy)]
+pub(crate) enum Which<'a> {
+    All,
+    /// Those of any of these services.
+    About(&'a [ServiceSpec]),
+}
 
 pub(crate) struct Leader {
     pub core: Arc<Core>,
@@ -66,7 +75,7 @@ impl Leader {
             if *procedure == turnup_procedure() {
                 self.drive(id, Direction::Up);
             } else if *procedure == turndown_procedure() {
-                if self.is_whole(operation.plan().draft()) {
+                if is_whole(operation.plan().draft()) {
                     self.drive(id, Direction::Down);
                 } else {
                     self.drive_services(id, Direction::Down);
@@ -95,7 +104,12 @@ impl Leader {
         self.services.may_become(&spec).await?;
         // Installed before anything is touched: a missing package is an error of the person who asks.
         let applied = self.install(spec).await?;
-        self.stop_unfinished("a newer turnup was asked for").await?;
+        self.stop_unfinished(Which::All, "a newer turnup was asked for")
+            .await?;
+        // What that one took down in the meantime counts too.
+        self.services.may_become(&applied.spec).await?;
+        self.dropped_are_down(&applied.spec).await?;
+        self.keep_for_good(&applied.spec.services).await?;
         let asker = Asker::Person(Person(by));
         let draft = turnup(
             &applied.spec.services,
@@ -114,7 +128,8 @@ impl Leader {
 
     pub(crate) async fn turndown(self: &Arc<Self>, by: String) -> Result<String, ControllerError> {
         let _one_at_a_time = self.turning.lock().await;
-        self.stop_unfinished("the cell is to go down").await?;
+        self.stop_unfinished(Which::All, "the cell is to go down")
+            .await?;
         let services = self
             .core
             .applied()
@@ -192,7 +207,40 @@ impl Leader {
         }
     }
 
-    pub(crate) async fn stop_unfinished(&self, why: &str) -> Result<(), ControllerError> {
+    /// A service that is not declared any more has nobody who could stop it.
+    async fn dropped_are_down(&self, spec: &CellSpec) -> Result<(), ControllerError> {
+        let before = self.core.applied();
+        let mut running = Vec::new();
+        for service in before.iter().flat_map(|applied| &applied.spec.services) {
+            let stays = spec.services.iter().any(|new| new.name == service.name);
+            if !stays && !self.is_down_soon(&service.name).await {
+                running.push(service.name.clone());
+            }
+        }
+        if running.is_empty() {
+            Ok(())
+        } else {
+            Err(ControllerError::NotDown(running))
+        }
+    }
+
+    /// Agents that have just been started are waited for.
+    async fn is_down_soon(&self, service: &ServiceName) -> bool {
+        let until = Instant::now() + STOP_WITHIN;
+        while !is_down(self, service).await {
+            if Instant::now() > until {
+                return false;
+            }
+            tokio::time::sleep(STOP_EVERY).await;
+        }
+        true
+    }
+
+    pub(crate) async fn stop_unfinished(
+        &self,
+        which: Which<'_>,
+        why: &str,
+    ) -> Result<(), ControllerError> {
         for operation in self
             .executor
             .list()
@@ -202,7 +250,14 @@ impl Leader {
         {
             let procedure = &operation.plan().draft().procedure;
             let ours = *procedure == turnup_procedure() || *procedure == turndown_procedure();
-            if ours && operation.outcome().is_none() {
+            let meant = match which {
+                Which::All => true,
+                Which::About(services) => services.iter().any(|service| {
+                    let touched = Touched::Service(service.name.clone());
+                    operation.plan().draft().scope.contains(&touched)
+                }),
+            };
+            if ours && meant && operation.outcome().is_none() {
                 self.stop(operation.id(), why).await?;
             }
         }
@@ -240,15 +295,6 @@ impl Leader {
         Err(ControllerError::Operation(format!(
             "operation {id} does not stop; try again"
         )))
-    }
-
-    /// Whether a turndown takes the cell down, and not some of its services.
-    fn is_whole(&self, draft: &Draft) -> bool {
-        let applied = self.core.applied();
-        let services = applied.iter().flat_map(|applied| &applied.spec.services);
-        services
-            .map(|service| Touched::Service(service.name.clone()))
-            .all(|service| draft.scope.contains(&service))
     }
 
     /// Brings the cell up or down in the background; down, it ends with its controller.
@@ -402,5 +448,9 @@ impl Cell for LeaderCell {
             Direction::Down => self.0.services.unwant(service).await?,
         }
         Ok(())
+    }
+
+    async fn keep(&self, services: &[ServiceName], keep: &Keep) -> Result<(), Refusal> {
+        self.0.set_keep(services, keep).await
     }
 }

@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use homeostat_api::v1::{Endpoints, Folder, ForgetTask, KillTask, TaskEvent, to_agent};
+use homeostat_api::{Refusal, RefusalKind};
 use homeostat_model::{
     Duty, Generation, MachineEvent, MachineName, MachineState, TaskName, TaskState,
 };
@@ -21,10 +22,14 @@ use crate::keys;
 
 /// How often the silence of agents is measured.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// A pause between two looks that is longer than this is one in which this process stood still, and heard nobody.
+const DEAF_AFTER: Duration = Duration::from_secs(1);
 /// How often each agent is asked for a sign of life.
 const ASK_EVERY: Duration = Duration::from_secs(1);
-/// How long an agent may take to accept an order about a task that should not be there.
+/// How long an agent may take to accept an order about a task that should not be there, and how often it is asked again
+/// when its answer is lost.
 const ACCEPT_WITHIN: Duration = Duration::from_secs(10);
+const ASK_TIMES: u32 = 5;
 
 /// The stored form, version 1: fields are only added.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -134,6 +139,13 @@ impl Machines {
         inner.stale.entry(machine.clone()).or_default().insert(task);
     }
 
+    /// An agent has told all it has: what it did not name is not there any more.
+    pub(crate) fn keep_stale(&self, machine: &MachineName, named: &BTreeSet<String>) {
+        if let Some(tasks) = self.lock().stale.get_mut(machine) {
+            tasks.retain(|task| named.contains(task.as_str()));
+        }
+    }
+
     fn remove_stale(&self, machine: &MachineName, task: &TaskName) {
         if let Some(tasks) = self.lock().stale.get_mut(machine) {
             tasks.remove(task);
@@ -160,10 +172,12 @@ pub(crate) async fn watch(core: Arc<Core>) {
     for machine in core.identity.machines.iter().map(|m| m.spec.name.clone()) {
         tokio::spawn(listen_for(Arc::clone(&core), machine));
     }
+    let mut looked = Instant::now();
     loop {
-        if let Err(error) = look(&core).await {
+        if let Err(error) = look(&core, &mut looked).await {
             eprintln!("the machines could not be looked after: {}", error.line());
         }
+        looked = Instant::now();
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
@@ -180,34 +194,44 @@ async fn listen_for(core: Arc<Core>, machine: MachineName) {
     }
 }
 
-async fn look(core: &Core) -> Result<(), ControllerError> {
+/// `looked`: when the look before this one ended.
+async fn look(core: &Core, looked: &mut Instant) -> Result<(), ControllerError> {
     let names = core.identity.machines.iter().map(|m| &m.spec.name);
-    let silent: BTreeMap<MachineName, Duration> = names
+    let mut silent: BTreeMap<MachineName, Duration> = names
         .map(|name| (name.clone(), core.hub.silence(name)))
         .collect();
+    // Measured after the silences: a stop in between counts too.
+    if looked.elapsed() > DEAF_AFTER {
+        core.hub.listen_anew();
+        silent
+            .values_mut()
+            .for_each(|silence| *silence = Duration::ZERO);
+    }
     let Judgement { lost, held } = judge(&silent);
     let held = held.map(|held| held.to_string());
     if core.machines.hold(held.clone()) {
         let text = held.unwrap_or_default();
         core.events.add("machine", "cell", text);
     }
-    for machine in &lost {
-        if core
-            .machines
-            .apply(machine, MachineEvent::Silence)
-            .await?
-            .is_some()
-        {
-            let text = "lost: its agent is silent; its tasks are placed elsewhere";
-            core.events.add("machine", machine.as_str(), text);
-            core.hub.call_lost(machine, &core.placements.on(machine));
-        }
-    }
+    call_lost(core, &lost).await?;
     for machine in silent.keys().filter(|machine| !lost.contains(machine)) {
         let synced = core.hub.agent(machine).is_some_and(|agent| agent.synced);
         if synced {
             welcome(core, machine).await?;
         }
+    }
+    Ok(())
+}
+
+/// All of them are known to be lost before anything follows from it: nothing of one may be placed on another.
+async fn call_lost(core: &Core, lost: &[MachineName]) -> Result<(), ControllerError> {
+    for machine in lost {
+        core.machines.apply(machine, MachineEvent::Silence).await?;
+    }
+    for machine in lost.iter().filter(|machine| !core.hub.is_lost(machine)) {
+        let text = "lost: its agent is silent; its tasks are placed elsewhere where that is safe";
+        core.events.add("machine", machine.as_str(), text);
+        core.hub.call_lost(machine, &core.placements.on(machine));
     }
     Ok(())
 }
@@ -292,9 +316,20 @@ pub(crate) fn stray(core: &Arc<Core>, machine: &MachineName, event: &TaskEvent) 
     };
     let (core, machine) = (Arc::clone(core), machine.clone());
     tokio::spawn(async move {
+        let done = order_surely(&core, &machine, order).await;
         // Refused while its supervisor is not out of the way: the agent tells when it is, and that leads here again.
-        let done = core.hub.order(&machine, order, ACCEPT_WITHIN).await;
-        if done.is_ok() && over == Over::Yes {
+        let cleared = match done.map_err(|refusal| refusal.kind) {
+            // It holds a newer one: the older is gone.
+            Ok(()) | Err(RefusalKind::Stale) => over == Over::Yes,
+            Err(
+                RefusalKind::NotFound
+                | RefusalKind::NotNow
+                | RefusalKind::Unknown
+                | RefusalKind::BadRequest
+                | RefusalKind::Internal,
+            ) => false,
+        };
+        if cleared {
             core.machines.remove_stale(&machine, &task);
             if moved {
                 let text = format!("what {machine} had of generation {generation} is put aside");
@@ -303,6 +338,25 @@ pub(crate) fn stray(core: &Arc<Core>, machine: &MachineName, event: &TaskEvent) 
         }
     });
     Stray::Handled
+}
+
+/// Asks again when an answer was lost: both orders may be carried out twice. Not over a newer stream: over that one the
+/// agent tells anew what it has.
+async fn order_surely(
+    core: &Core,
+    machine: &MachineName,
+    order: to_agent::Message,
+) -> Result<(), Refusal> {
+    let mut answer = Ok(());
+    for _ in 0..ASK_TIMES {
+        let done = core.hub.order(machine, order.clone(), ACCEPT_WITHIN).await;
+        answer = done.map(drop);
+        let unknown = |refusal: &Refusal| refusal.kind == RefusalKind::Unknown;
+        if !answer.as_ref().is_err_and(unknown) {
+            break;
+        }
+    }
+    answer
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

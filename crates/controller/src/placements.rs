@@ -4,8 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use homeostat_api::Refusal;
 use homeostat_model::{
     Bytes, CellIdentity, Generation, MachineName, MilliCpu, Resources, ServiceName, TaskName,
+    TaskState,
 };
 use homeostat_placement::{Apart, Assignment, Pool, PoolMachine, Readiness, Request, lint, place};
 use homeostat_store::{Op, Store, Txn, convenience};
@@ -13,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::ControllerError;
+use crate::handle::task_state;
 use crate::hub::Hub;
 use crate::keys;
 use crate::machines::{Machines, takes_tasks};
@@ -35,6 +38,9 @@ struct Former {
     machine: MachineName,
     generation: Generation,
     service: ServiceName,
+    /// Nothing of it is left there. Only the generation counts: a machine that was away may still run an older one.
+    #[serde(default)]
+    ended: bool,
 }
 
 pub(crate) struct Placements {
@@ -140,7 +146,7 @@ impl Placements {
         identity: &CellIdentity,
         hub: &Hub,
         machines: &Machines,
-    ) -> Result<(BTreeMap<TaskName, Assignment>, Vec<(TaskName, String)>), ControllerError> {
+    ) -> Result<(BTreeMap<TaskName, Assignment>, Vec<(TaskName, String)>), Refusal> {
         let _one_at_a_time = self.planning.lock().await;
         let before = self.all();
         let mut pool = Pool {
@@ -165,9 +171,17 @@ impl Placements {
                 }
             })
             .collect();
-        let plan = place(&requests, &pool);
+        let mut plan = place(&requests, &pool);
         if let Some(violation) = lint(&plan, &requests, &pool).into_iter().next() {
-            return Err(ControllerError::BadPlan(format!("{violation:?}")));
+            return Err(ControllerError::BadPlan(format!("{violation:?}")).into());
+        }
+        for (task, held) in &before {
+            // It found nothing better than what it has: it stays, and keeps its data and its generation.
+            match plan.assignments.get_mut(task) {
+                Some(place) if place.machine == held.machine => *place = held.clone(),
+                Some(_) => may_leave(hub, task, held)?,
+                None => {}
+            }
         }
         let mut txn = Txn::new();
         for (task, place) in plan
@@ -183,7 +197,7 @@ impl Placements {
                 .then(Op::delete(keys::former(task)));
         }
         if !txn.then.is_empty() {
-            self.store.txn(txn).await?;
+            self.store.txn(txn).await.map_err(ControllerError::from)?;
         }
         let asked: BTreeSet<&TaskName> = requests.iter().map(|request| &request.task).collect();
         let placed: BTreeMap<TaskName, Assignment> = plan
@@ -234,7 +248,10 @@ impl Placements {
     /// Where the data of a task without a place is.
     fn home(&self, task: &TaskName) -> Option<MachineName> {
         let former = self.lock_former();
-        former.get(task).map(|former| former.machine.clone())
+        former
+            .get(task)
+            .filter(|former| !former.ended)
+            .map(|former| former.machine.clone())
     }
 
     /// Frees a place and remembers where it was: its data is there.
@@ -247,7 +264,33 @@ impl Placements {
             machine: place.machine,
             generation: place.generation,
             service: place.service,
+            ended: false,
         };
+        self.give_up(task, former).await
+    }
+
+    /// Ends a place for good. Its generation is remembered: a later place of the task must not have it again.
+    pub(crate) async fn forget(&self, task: &TaskName) -> Result<(), ControllerError> {
+        let _one_at_a_time = self.planning.lock().await;
+        let former = match self.of(task) {
+            Some(place) => Former {
+                machine: place.machine,
+                generation: place.generation,
+                service: place.service,
+                ended: true,
+            },
+            None => match self.lock_former().get(task).cloned() {
+                Some(former) => Former {
+                    ended: true,
+                    ..former
+                },
+                None => return Ok(()),
+            },
+        };
+        self.give_up(task, former).await
+    }
+
+    async fn give_up(&self, task: &TaskName, former: Former) -> Result<(), ControllerError> {
         let stored = serde_json::to_vec(&former).unwrap_or_default();
         let txn = Txn::new()
             .then(Op::delete(keys::placement(task)))
@@ -258,25 +301,39 @@ impl Placements {
         Ok(())
     }
 
-    /// Ends a place for good.
-    pub(crate) async fn forget(&self, task: &TaskName) -> Result<(), ControllerError> {
-        let _one_at_a_time = self.planning.lock().await;
-        let txn = Txn::new()
-            .then(Op::delete(keys::placement(task)))
-            .then(Op::delete(keys::former(task)));
-        self.store.txn(txn).await?;
-        self.lock().remove(task);
-        self.lock_former().remove(task);
-        Ok(())
-    }
-
     /// The freed places of a service.
     pub(crate) fn former_of(&self, service: &ServiceName) -> Vec<(TaskName, MachineName)> {
         self.lock_former()
             .iter()
-            .filter(|(_, former)| former.service == *service)
+            .filter(|(_, former)| former.service == *service && !former.ended)
             .map(|(task, former)| (task.clone(), former.machine.clone()))
             .collect()
+    }
+}
+
+/// Whether a task may give up its place: its machine is lost and silent, or certainly nothing of it runs there.
+///
+/// # Errors
+/// `NotNow` when it may run.
+pub(crate) fn may_leave(hub: &Hub, task: &TaskName, place: &Assignment) -> Result<(), Refusal> {
+    let agent = hub.agent(&place.machine);
+    if hub.is_lost(&place.machine) {
+        // Lost, and yet an agent: it is back, and what it runs is about to be told.
+        return match agent {
+            None => Ok(()),
+            Some(_) => Err(Refusal::not_now(format!("{} is back", place.machine))),
+        };
+    }
+    let synced = agent.is_some_and(|agent| agent.synced);
+    let state = hub.task(task).as_ref().and_then(task_state);
+    match state {
+        Some(TaskState::Exited { .. } | TaskState::Lost | TaskState::Pending { .. }) if synced => {
+            Ok(())
+        }
+        Some(_) | None => Err(Refusal::not_now(format!(
+            "{task} may still run on {}",
+            place.machine
+        ))),
     }
 }
 

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use homeostat_api::v1::{Folder, ForgetTask, InspectRequest, ServiceState, to_agent};
 use homeostat_model::{MachineName, ServiceName, TaskName};
-use homeostat_store::{Op, Txn, convenience};
+use homeostat_store::{Compare, Op, Txn, convenience};
 use serde::{Deserialize, Serialize};
 
 use crate::ControllerError;
 use crate::core::{Core, encode};
+use crate::handle::{runs, task_state};
 use crate::keys;
 use crate::leader::Leader;
 
@@ -79,7 +80,9 @@ async fn look(leader: &Leader, passed_ms: u64) -> Result<Written, ControllerErro
         }
         let kept_ms = record.kept_ms.saturating_add(passed_ms);
         if kept_ms >= record.keep_ms {
-            purge(core, &service).await?;
+            // Nobody may begin to turn it up meanwhile.
+            let _one_at_a_time = leader.turning.lock().await;
+            purge(leader, &service).await?;
         } else if passed_ms >= WRITE_EVERY_MS {
             record.kept_ms = kept_ms;
             let key = keys::turned_down(&service);
@@ -91,7 +94,17 @@ async fn look(leader: &Leader, passed_ms: u64) -> Result<Written, ControllerErro
     Ok(written)
 }
 
-async fn is_down(leader: &Leader, service: &ServiceName) -> bool {
+/// Whether nothing of a service runs: both its admin server and the agents of its tasks say so.
+pub(crate) async fn is_down(leader: &Leader, service: &ServiceName) -> bool {
+    let core = &leader.core;
+    let may_run = |(task, machine, _): &(TaskName, MachineName, u64)| {
+        let synced = core.hub.agent(machine).is_some_and(|agent| agent.synced);
+        let state = core.hub.task(task).as_ref().and_then(task_state);
+        !core.hub.is_lost(machine) && (!synced || state.is_some_and(|state| runs(&state)))
+    };
+    if core.placements.of_service(service).iter().any(may_run) {
+        return false;
+    }
     let Some(admin) = leader.services.admin(service) else {
         // It is not declared any more, and could be dropped only because it was down.
         return true;
@@ -138,13 +151,17 @@ async fn free_dropped(core: &Core) -> Result<(), ControllerError> {
 }
 
 /// The end of everything that a service kept. What a machine that is not there has is left to a person.
-async fn purge(core: &Core, service: &ServiceName) -> Result<(), ControllerError> {
+async fn purge(leader: &Leader, service: &ServiceName) -> Result<(), ControllerError> {
+    let core = &leader.core;
     let placed = core.placements.of_service(service).into_iter();
     let former = core.placements.former_of(service);
     let tasks = placed
         .map(|(task, machine, _)| (task, machine))
         .chain(former);
     for (task, machine) in tasks {
+        if !is_due(leader, service).await? {
+            return Ok(());
+        }
         if let Err(why) = forget(core, &task, &machine, Folder::Remove).await {
             let text = format!("what {task} kept on {machine} is not removed yet: {why}");
             eprintln!("{text}");
@@ -154,13 +171,24 @@ async fn purge(core: &Core, service: &ServiceName) -> Result<(), ControllerError
         core.hub.forget(&task);
     }
     let txn = Txn::new()
+        .when(Compare::absent(keys::wanted(service)))
+        .when(Compare::present(keys::turned_down(service)))
         .then(Op::delete_prefix(keys::own(service, "")))
         .then(Op::delete(keys::disturbed(service)))
         .then(Op::delete(keys::turned_down(service)));
-    core.store.txn(txn).await?;
+    if core.store.txn(txn).await?.committed().is_none() {
+        return Ok(());
+    }
     let text = "purged: what it kept is removed";
     core.events.add("service", service.as_str(), text);
     Ok(())
+}
+
+/// Whether a service that was to be purged still is.
+async fn is_due(leader: &Leader, service: &ServiceName) -> Result<bool, ControllerError> {
+    let record = convenience::get(&*leader.core.store, &keys::turned_down(service)).await?;
+    let wanted = leader.services.is_wanted(service).await?;
+    Ok(record.is_some() && !wanted && is_down(leader, service).await)
 }
 
 async fn forget(

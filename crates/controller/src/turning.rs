@@ -8,12 +8,13 @@ use homeostat_api::Refusal;
 use homeostat_api::v1::{TurnDirection, TurnRequest};
 use homeostat_journal::{Asker, Person};
 use homeostat_model::{OperationId, ServiceName, ServiceSpec};
-use homeostat_store::convenience;
-use homeostat_turnup::{Direction, turndown, turnup};
+use homeostat_store::{Compare, Op, Txn};
+use homeostat_turnup::{Direction, Keep, turndown_some, turnup};
 
+use crate::ControllerError;
 use crate::core::encode;
 use crate::keys;
-use crate::leader::{Leader, operation_error};
+use crate::leader::{Leader, Which, operation_error};
 use crate::purge::TurnedDown;
 
 impl Leader {
@@ -41,25 +42,17 @@ impl Leader {
             }
             Direction::Down => {
                 self.nobody_needs(&services).await?;
-                turndown(&services, asker, format!("{names} to be down"))
+                let keep = Keep {
+                    by: request.by,
+                    keep_ms: request.keep_ms,
+                };
+                turndown_some(&services, &keep, asker, format!("{names} to be down"))
             }
         };
-        self.stop_unfinished("other services are to be turned")
+        self.stop_unfinished(Which::About(&services), "its services are turned anew")
             .await?;
-        if direction == Direction::Down {
-            let record = TurnedDown {
-                by: request.by,
-                keep_ms: request.keep_ms,
-                kept_ms: 0,
-            };
-            for service in &services {
-                // Before the purge can see the record: a service that is still wanted has none.
-                self.services.unwant(&service.name).await?;
-                let key = keys::turned_down(&service.name);
-                convenience::put(&*self.core.store, &key, encode(&record))
-                    .await
-                    .map_err(|error| Refusal::unknown(error.to_string()))?;
-            }
+        if direction == Direction::Up {
+            self.keep_for_good(&services).await?;
         }
         let operation = self.executor.submit(draft).await.map_err(operation_error)?;
         let id = operation.id().clone();
@@ -67,6 +60,42 @@ impl Leader {
         self.core.events.add("operation", id.as_str(), why);
         self.drive_services(id.clone(), direction);
         Ok(id)
+    }
+
+    /// Services that are to be up are not purged, from before the moment in which that is written down.
+    pub(crate) async fn keep_for_good(
+        &self,
+        services: &[ServiceSpec],
+    ) -> Result<(), ControllerError> {
+        for service in services {
+            let gone = Txn::new().then(Op::delete(keys::turned_down(&service.name)));
+            self.core.store.txn(gone).await?;
+        }
+        Ok(())
+    }
+
+    /// Sets the clock of services that are down. Repeated it begins anew.
+    pub(crate) async fn set_keep(
+        &self,
+        services: &[ServiceName],
+        keep: &Keep,
+    ) -> Result<(), Refusal> {
+        let record = TurnedDown {
+            by: keep.by.clone(),
+            keep_ms: keep.keep_ms,
+            kept_ms: 0,
+        };
+        for service in services {
+            let txn = Txn::new()
+                .when(Compare::absent(keys::wanted(service)))
+                .then(Op::put(keys::turned_down(service), encode(&record)));
+            let reply = self.core.store.txn(txn).await;
+            let reply = reply.map_err(|error| Refusal::unknown(error.to_string()))?;
+            if reply.committed().is_none() {
+                return Err(Refusal::not_now(format!("{service} is wanted again")));
+            }
+        }
+        Ok(())
     }
 
     fn chosen(&self, names: &[String]) -> Result<Vec<ServiceSpec>, Refusal> {

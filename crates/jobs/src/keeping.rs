@@ -2,6 +2,8 @@
 //! changed.
 
 mod endpoint;
+mod finished;
+mod wishes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,7 +20,9 @@ use tokio::time::Instant;
 
 use crate::launch::fingerprint;
 use crate::order::{Finished, perform};
-use crate::reconcile::{Action, Ground, Leave, Now, Placed, Seen, Wanted, Wish, reconcile};
+use crate::reconcile::{
+    Action, End, Ground, Leave, Now, Placed, Seen, Wanted, Wish, reconcile, rests,
+};
 use crate::restart::{Chance, SETTLED, Tries, Verdict};
 use crate::view::{View, view};
 
@@ -82,6 +86,7 @@ pub(crate) struct Loop {
     term: u64,
     started: Started,
     started_revision: u64,
+    ends: finished::Ends,
     /// Tasks replaced by this loop because what they were started from had changed.
     replaced: u32,
     /// What the cell's leave to replace the next one waits for.
@@ -117,6 +122,7 @@ impl Loop {
             term: 0,
             started: Started::default(),
             started_revision: 0,
+            ends: finished::Ends::default(),
             replaced: 0,
             held: String::new(),
         }
@@ -131,8 +137,10 @@ impl Loop {
             let Some(mut events) = self.attach(&queue).await else {
                 return;
             };
+            self.publish_view();
             loop {
                 self.forgive();
+                self.remember_ends().await;
                 let wake = self.act().into_iter().chain(self.endpoint_again).min();
                 tokio::select! {
                     command = queue.recv() => match command {
@@ -174,7 +182,9 @@ impl Loop {
                     service: service.clone(),
                 })
                 .await;
-            if let (Ok(hello), Ok(read), Ok(mut events)) = (hello, read, watch) {
+            let ends = self.read_ends().await;
+            if let (Ok(hello), Ok(read), Ok(ends), Ok(mut events)) = (hello, read, ends, watch) {
+                self.ends = ends;
                 self.term = hello.term;
                 if hello.endpoint_epoch == hello.term {
                     // Set by an earlier loop of this service.
@@ -199,7 +209,7 @@ impl Loop {
         let Ok(name) = TaskName::new(event.task.clone()) else {
             return;
         };
-        let Ok(state) = serde_json::from_str::<TaskState>(&event.state_json) else {
+        let Ok(mut state) = serde_json::from_str::<TaskState>(&event.state_json) else {
             return;
         };
         let task = self.tasks.entry(name.clone()).or_insert_with(Seen::new);
@@ -207,6 +217,13 @@ impl Loop {
         if event.generation < placed {
             // Of a place that it has left.
             return;
+        }
+        if task.fingerprint.is_none() {
+            task.fingerprint = self.started.0.get(&name).cloned();
+        }
+        if let (TaskState::Pending { .. }, Some(end)) = (&state, self.ends.of(&name, task)) {
+            // Nobody there knows of it any more; that it had finished was written down.
+            state = end;
         }
         let fell =
             task.runs() || matches!(task.state, TaskState::Starting | TaskState::Stopping { .. });
@@ -222,6 +239,7 @@ impl Loop {
                     let is = task.tries.verdict();
                     looping = (is == Verdict::CrashLoop && before != is).then_some(task.tries);
                 }
+                task.end = if asked { End::Asked } else { End::Itself };
                 task.ended = Some(now);
             }
             TaskState::Pending { .. }
@@ -233,6 +251,8 @@ impl Loop {
         }
         task.ground = match (event.machine_lost, task.ground) {
             (true, _) => Ground::Lost,
+            // Of a place that it was to leave: this is another one.
+            (false, Ground::Leaving) if event.generation > placed => Ground::Firm,
             (false, Ground::Leaving) => Ground::Leaving,
             (false, Ground::Firm | Ground::Lost) => Ground::Firm,
         };
@@ -252,9 +272,6 @@ impl Loop {
             });
             self.addresses
                 .insert(name.clone(), (event.address.clone(), event.ports.clone()));
-        }
-        if task.fingerprint.is_none() {
-            task.fingerprint = self.started.0.get(&name).cloned();
         }
         if let Some(tries) = looping {
             self.note("crash-loop", &name, tries.to_string());
@@ -308,49 +325,6 @@ impl Loop {
         }
     }
 
-    /// Idempotent: a task that is not there any more has left.
-    fn evict(&mut self, name: &TaskName, machine: &str) -> Result<(), Refusal> {
-        if self.wish == Wish::Unknown {
-            return Err(Refusal::not_now("it is not known yet what is wanted"));
-        }
-        let task = self
-            .tasks
-            .get_mut(name)
-            .ok_or_else(|| Refusal::not_found(format!("{name} is not known here")))?;
-        let is_there = task.placed.as_ref().is_some_and(|p| p.machine == machine);
-        if !is_there {
-            return Ok(());
-        }
-        if task.ground == Ground::Firm {
-            task.ground = Ground::Leaving;
-        }
-        Ok(())
-    }
-
-    fn want(&mut self, wanting: Wanting) {
-        match wanting {
-            Wanting::Up(spec, package_hash) => {
-                let ServiceKind::Job(job) = spec.kind else {
-                    return;
-                };
-                let tasks: Vec<TaskName> = (0..job.tasks)
-                    .filter_map(|n| TaskName::of(&self.service, n).ok())
-                    .collect();
-                for task in &tasks {
-                    self.tasks.entry(task.clone()).or_insert_with(Seen::new);
-                }
-                self.wish = Wish::Up(Wanted {
-                    tasks,
-                    fingerprint: fingerprint(&job, &package_hash),
-                    restart: job.task.restart,
-                });
-                self.spec = Some(job);
-                self.held.clear();
-            }
-            Wanting::Down => self.wish = Wish::Down,
-        }
-    }
-
     async fn finished(&mut self, name: TaskName, outcome: Finished) {
         let now = self.now();
         let Some(task) = self.tasks.get_mut(&name) else {
@@ -365,7 +339,12 @@ impl Loop {
         self.resting.remove(&name);
         match outcome {
             Finished::Placed(placed) => {
-                if task.placed.as_ref() != Some(&placed) {
+                if task.placed.as_ref() == Some(&placed) {
+                    if task.ground == Ground::Leaving {
+                        // Its machine takes tasks again, and is the best for it.
+                        task.ground = Ground::Firm;
+                    }
+                } else {
                     task.ground = Ground::Firm;
                     task.state = TaskState::Pending {
                         why: format!("not started on {} yet", placed.machine),
@@ -404,6 +383,13 @@ impl Loop {
                     self.remember_started().await;
                 }
             }
+            Finished::Forgotten if matches!(&self.wish, Wish::Up(wanted) if wanted.tasks.contains(&name) && rests(wanted, task)) =>
+            {
+                // It has finished and only gave up its place.
+                task.placed = None;
+                task.ground = Ground::Firm;
+                self.addresses.remove(&name);
+            }
             Finished::Forgotten => {
                 self.tasks.remove(&name);
                 self.addresses.remove(&name);
@@ -416,7 +402,9 @@ impl Loop {
             Finished::Asked => self.retry_later(name),
             Finished::Rested(_) => {}
             Finished::Refused(refusal) => {
-                if task.over() {
+                // One that has finished stays so: it is not to run again because an order about it failed.
+                let finished = matches!(&self.wish, Wish::Up(wanted) if rests(wanted, task));
+                if task.over() && !finished {
                     task.state = TaskState::Pending {
                         why: refusal.message,
                     };

@@ -42,10 +42,19 @@ pub(crate) struct Seen {
     pub tries: Tries,
     pub started: Option<Now>,
     pub ended: Option<Now>,
+    pub end: End,
     /// An order is on its way; nothing else is done meanwhile.
     pub busy: bool,
     pub ground: Ground,
     pub leave: Leave,
+}
+
+/// How a task that is over came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    Itself,
+    /// It was stopped: whatever its restart policy says, it has not finished.
+    Asked,
 }
 
 /// Whether the task may stay where it is.
@@ -82,6 +91,7 @@ impl Seen {
             tries: Tries::FRESH,
             started: None,
             ended: None,
+            end: End::Itself,
             busy: false,
             ground: Ground::Firm,
             leave: Leave::NotAsked,
@@ -163,10 +173,14 @@ pub(crate) fn reconcile(wish: &Wish, seen: &BTreeMap<TaskName, Seen>, now: Now) 
 
 /// What keeps one wanted task running in a place where it may be.
 fn keep(wanted: &Wanted, name: &TaskName, task: &Seen, now: Now) -> Option<Action> {
+    let rests = rests(wanted, task);
     let Some(placed) = &task.placed else {
-        return Some(Action::Place(name.clone()));
+        return (!rests).then(|| Action::Place(name.clone()));
     };
     match task.ground {
+        // It has finished: no machine is needed for that.
+        Ground::Lost if rests => return None,
+        Ground::Leaving if rests => return Some(Action::Forget(name.clone())),
         Ground::Lost => return Some(Action::Move(name.clone(), placed.generation)),
         Ground::Leaving if task.over() => {
             return Some(Action::Move(name.clone(), placed.generation));
@@ -193,6 +207,11 @@ fn keep(wanted: &Wanted, name: &TaskName, task: &Seen, now: Now) -> Option<Actio
         .map(Action::LookAgain)
 }
 
+/// Whether a task is over and is not started again.
+pub(crate) fn rests(wanted: &Wanted, task: &Seen) -> bool {
+    task.over() && matches!(start_at(wanted, task), Start::Never)
+}
+
 enum Start {
     Never,
     At(Now),
@@ -200,6 +219,7 @@ enum Start {
 
 fn start_at(wanted: &Wanted, task: &Seen) -> Start {
     let again = match (&task.state, wanted.restart) {
+        (TaskState::Exited { .. } | TaskState::Lost, _) if task.end == End::Asked => true,
         (TaskState::Exited { cause }, RestartPolicy::OnFailure) => {
             !matches!(cause, ExitCause::Code { code: 0 })
         }
@@ -233,7 +253,14 @@ fn replace_one(wanted: &Wanted, seen: &BTreeMap<TaskName, Seen>, now: Now) -> Op
     };
     let outdated = |task: &Seen| task.fingerprint.as_deref() != Some(wanted.fingerprint.as_str());
     if let Some((name, task)) = tasks().find(|(_, task)| task.leave == Leave::Granted) {
-        if task.busy || !task.runs() {
+        if task.busy {
+            return None;
+        }
+        if rests(wanted, task) {
+            // It has done what it was there for.
+            return Some(Action::Settle(name.clone()));
+        }
+        if !task.runs() {
             return None;
         }
         if outdated(task) {
@@ -390,6 +417,39 @@ mod tests {
             [],
             "nobody there can be told to stop"
         );
+    }
+
+    #[test]
+    fn a_task_that_has_finished_is_not_run_again_elsewhere() {
+        let done = TaskState::Exited {
+            cause: ExitCause::Code { code: 0 },
+        };
+        let wish = Wish::Up(wanted(1, RestartPolicy::OnFailure));
+        let expect = |task: Seen, expect: &[Action]| {
+            let seen = BTreeMap::from([(name(0), task)]);
+            assert_eq!(reconcile(&wish, &seen, NOW), expect, "{seen:?}");
+        };
+        let on = |ground| Seen {
+            ground,
+            ..task(done.clone())
+        };
+        expect(on(Ground::Lost), &[]);
+        expect(on(Ground::Leaving), &[Action::Forget(name(0))]);
+        let freed = Seen {
+            placed: None,
+            ..task(done.clone())
+        };
+        expect(freed, &[]);
+        let stopped = Seen {
+            end: End::Asked,
+            ..on(Ground::Leaving)
+        };
+        expect(stopped, &[Action::Move(name(0), 1)]);
+        let replaced = Seen {
+            leave: Leave::Granted,
+            ..task(done.clone())
+        };
+        expect(replaced, &[Action::Settle(name(0))]);
     }
 
     #[test]

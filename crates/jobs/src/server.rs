@@ -39,7 +39,7 @@ impl JobServer {
     /// Starts the loop; nothing happens before `turnup`.
     pub fn new(service: ServiceName, cell: Arc<dyn CellHandle>) -> Self {
         let (commands, queue) = mpsc::channel(QUEUE);
-        let (publish, view) = watch::channel(View::down());
+        let (publish, view) = watch::channel(View::unheard());
         let server = Loop::new(service.clone(), cell, commands.downgrade(), publish, luck);
         tokio::spawn(server.run(queue));
         Self {

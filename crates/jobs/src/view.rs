@@ -20,6 +20,15 @@ pub(crate) struct View {
 }
 
 impl View {
+    /// Nothing has been heard yet: it may well run.
+    pub(crate) fn unheard() -> Self {
+        Self {
+            state: ServiceState::Starting,
+            waits_for: "the cell to tell what runs".to_owned(),
+            ..Self::down()
+        }
+    }
+
     pub(crate) fn down() -> Self {
         Self {
             state: ServiceState::Down,

@@ -156,11 +156,22 @@ impl Budget {
         }
     }
 
-    /// Frees what has settled.
+    /// Gives a slot back that was not made use of. Of others and without a slot it changes nothing.
+    pub fn release(&mut self, ask: &Ask) {
+        let unused = |slot: &Slot| slot.by == ask.by && slot.phase == Phase::Away;
+        if self.slots.get(&ask.task).is_some_and(unused) {
+            self.slots.remove(&ask.task);
+        }
+    }
+
+    /// Frees what has settled, and what is held for tasks that are no tasks of the service any more.
     pub fn free(&mut self, health: &Health) {
-        self.slots.retain(|_, slot| match slot.phase {
-            Phase::Away => true,
-            Phase::Settling { since } => unsettled(since, health).is_some(),
+        self.slots.retain(|task, slot| {
+            let needed = match slot.phase {
+                Phase::Away => true,
+                Phase::Settling { since } => unsettled(since, health).is_some(),
+            };
+            needed && health.tasks.contains_key(task)
         });
     }
 
@@ -380,6 +391,27 @@ mod tests {
         assert_eq!(
             waits(budget.ask(&ask("web-1", "x"), two, &without("web-2", well(1)))),
             "web-0 is out of service (drain-1)"
+        );
+    }
+
+    #[test]
+    fn what_is_not_needed_any_more_is_free() {
+        let mut budget = Budget::default();
+        let first = ask("web-0", "drain-1");
+        assert_eq!(budget.ask(&first, AtOnce::ONE, &well(1)), Answer::Granted);
+        budget.release(&ask("web-0", "rollout"));
+        assert_eq!(budget.slots().len(), 1, "another's");
+        budget.release(&first);
+        assert!(budget.slots().is_empty());
+        budget.ask(&first, AtOnce::ONE, &well(1));
+        budget.settle(&first, at(2));
+        budget.release(&first);
+        assert_eq!(budget.slots().len(), 1, "it was made use of");
+        let mut smaller = well(1);
+        smaller.tasks.remove(&name("web-0"));
+        assert_eq!(
+            budget.ask(&ask("web-1", "rollout"), AtOnce::ONE, &smaller),
+            Answer::Granted
         );
     }
 

@@ -5,8 +5,9 @@
 //! with it. What a step waits for is told while it waits. Cancelling opens the machine again; what has moved stays where
 //! it is.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use homeostat_api::v1::{EvictRequest, PrepareEvictionRequest};
@@ -26,8 +27,9 @@ use crate::procedure::step_error;
 const MOST_SHOWN: usize = 4;
 /// How long one step may wait for budgets, machines and people. Whoever asked may cancel at any moment.
 const WITHIN: Duration = Duration::from_secs(24 * 3600);
-/// How often what a step waits for is looked at.
+/// How often what a step waits for is looked at, and how long a service that refused is left alone.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// A task and whose it is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -88,6 +90,12 @@ pub trait Landlord: Send + Sync + 'static {
     /// # Errors
     /// When the store refuses.
     async fn settle(&self, tenant: &Tenant, by: &OperationId) -> Result<(), Refusal>;
+
+    /// The task was not touched after all.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    async fn release(&self, tenant: &Tenant, by: &OperationId) -> Result<(), Refusal>;
 
     /// What a task that has moved still needs to run again; `None`: it runs, or has no place any more.
     fn missing(&self, tenant: &Tenant) -> Option<String>;
@@ -190,6 +198,8 @@ pub struct DrainProcedure {
 enum Turn {
     Done,
     Waits(String),
+    /// Its service refused, and is not asked again at once.
+    Refused(String),
 }
 
 impl DrainProcedure {
@@ -209,15 +219,28 @@ impl DrainProcedure {
         context: &StepContext,
     ) -> Result<(), StepError> {
         let all = tenants.len();
+        let mut refused: BTreeMap<Tenant, (Instant, String)> = BTreeMap::new();
         while !tenants.is_empty() {
             let mut waits = Vec::new();
             let mut left = Vec::new();
             for tenant in tenants {
+                if let Some((at, why)) = refused.get(&tenant)
+                    && at.elapsed() < ASK_AGAIN
+                {
+                    waits.push(why.clone());
+                    left.push(tenant);
+                    continue;
+                }
                 let turn = self.turn(machine, &tenant, &context.operation).await;
                 match turn.map_err(step_error)? {
                     Turn::Done => {}
                     Turn::Waits(why) => {
                         waits.push(why);
+                        left.push(tenant);
+                    }
+                    Turn::Refused(why) => {
+                        waits.push(why.clone());
+                        refused.insert(tenant.clone(), (Instant::now(), why));
                         left.push(tenant);
                     }
                 }
@@ -232,6 +255,10 @@ impl DrainProcedure {
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
                 () = context.cancellation.cancelled() => {
+                    for tenant in &tenants {
+                        let settled = self.landlord.settle(tenant, &context.operation).await;
+                        settled.map_err(step_error)?;
+                    }
                     return Err(StepError::retryable("stopped: it is not wanted any more"));
                 }
             }
@@ -268,10 +295,14 @@ impl DrainProcedure {
         }
         match leave(&*admin, machine, tenant).await {
             Ok(()) => Ok(Turn::Waits(format!("{task} to leave {machine}"))),
-            Err(refusal) => {
+            Err(Stays::Untouched(refusal)) => {
                 // Nothing was disturbed: others need not wait for this one.
+                self.landlord.release(tenant, operation).await?;
+                Ok(Turn::Refused(format!("{service}: {refusal}")))
+            }
+            Err(Stays::Prepared(refusal)) => {
                 self.landlord.settle(tenant, operation).await?;
-                Ok(Turn::Waits(format!("{service}: {refusal}")))
+                Ok(Turn::Refused(format!("{service}: {refusal}")))
             }
         }
     }
@@ -294,19 +325,26 @@ fn progress(moved: usize, all: usize, waits: &[String]) -> String {
     format!("{text} ({moved} of {all} moved)")
 }
 
+/// Why a task does not leave: its service refused to prepare that, or to do it once it was prepared.
+enum Stays {
+    Untouched(Refusal),
+    Prepared(Refusal),
+}
+
 /// Asks the service to make the task dispensable, then to move it.
 async fn leave(
     admin: &dyn AdminServer,
     machine: &MachineName,
     tenant: &Tenant,
-) -> Result<(), Refusal> {
+) -> Result<(), Stays> {
     let (service, task) = (tenant.service.to_string(), tenant.task.to_string());
     admin
         .prepare_eviction(PrepareEvictionRequest {
             service: service.clone(),
             task: task.clone(),
         })
-        .await?;
+        .await
+        .map_err(Stays::Untouched)?;
     let machine = machine.to_string();
     admin
         .evict(EvictRequest {
@@ -316,6 +354,7 @@ async fn leave(
         })
         .await
         .map(|_| ())
+        .map_err(Stays::Prepared)
 }
 
 #[async_trait]

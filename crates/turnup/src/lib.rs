@@ -14,5 +14,8 @@ mod procedure;
 
 pub use act::{Act, ActProcedure};
 pub use drain::{Door, DrainProcedure, Landlord, Tenant, drain, drain_procedure, drained_machine};
-pub use plan::{PROCEDURE_VERSION, layers, turndown, turndown_procedure, turnup, turnup_procedure};
+pub use plan::{
+    Keep, PROCEDURE_VERSION, is_whole, layers, turndown, turndown_procedure, turndown_some, turnup,
+    turnup_procedure,
+};
 pub use procedure::{Cell, Direction, TurnProcedure};

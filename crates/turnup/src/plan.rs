@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use homeostat_journal::{Approval, Asker, Draft, OnFailure, Retry, StepPlan, Touched, Undo};
 use homeostat_model::{ProcedureName, ServiceName, ServiceSpec, StepName};
+use serde::{Deserialize, Serialize};
 
 /// Steps planned for another version are not run by this one.
 pub const PROCEDURE_VERSION: u32 = 1;
@@ -21,6 +22,10 @@ pub fn turnup_procedure() -> ProcedureName {
 pub fn turndown_procedure() -> ProcedureName {
     name("turndown")
 }
+
+/// Parameters of steps.
+const WHOLE: &str = "whole";
+pub(crate) const KEEP: &str = "keep";
 
 fn name(text: &str) -> ProcedureName {
     ProcedureName::new(text).expect("invariant: the two names in this module are valid")
@@ -80,17 +85,54 @@ pub fn turnup(services: &[ServiceSpec], asked_by: Asker, why: String) -> Draft {
     draft(turnup_procedure(), services, asked_by, why, steps)
 }
 
-/// The layers in reverse.
+/// What becomes of what services kept, once they are down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keep {
+    pub by: String,
+    /// For how long it is kept, in milliseconds.
+    pub keep_ms: u64,
+}
+
+/// The whole cell is to be down: the layers in reverse.
 pub fn turndown(services: &[ServiceSpec], asked_by: Asker, why: String) -> Draft {
+    let mut steps = stops(services);
+    for step in &mut steps {
+        step.parameters[WHOLE] = true.into();
+    }
+    draft(turndown_procedure(), services, asked_by, why, steps)
+}
+
+/// Some services of a cell that stays: the layers in reverse, and once all of them are seen to be down, the clock is set by
+/// which what they kept is purged.
+pub fn turndown_some(services: &[ServiceSpec], keep: &Keep, asked_by: Asker, why: String) -> Draft {
+    let mut steps = stops(services);
+    let names: Vec<&ServiceName> = services.iter().map(|service| &service.name).collect();
+    steps.push(StepPlan {
+        name: step("keep"),
+        about: "keep their data for as long as was asked for".into(),
+        parameters: serde_json::json!({ "services": names, KEEP: keep }),
+        manual: None,
+        retry: Retry {
+            max_attempts: 100,
+            first: Duration::from_millis(200),
+            longest: Duration::from_secs(10),
+        },
+        timeout: DOWN_WITHIN,
+        undo: Undo::Nothing,
+    });
+    draft(turndown_procedure(), services, asked_by, why, steps)
+}
+
+/// Whether a turndown takes the cell down, and not some of its services.
+pub fn is_whole(draft: &Draft) -> bool {
+    let said = |step: &StepPlan| step.parameters.get(WHOLE) == Some(&true.into());
+    draft.procedure == turndown_procedure() && draft.steps.iter().any(said)
+}
+
+fn stops(services: &[ServiceSpec]) -> Vec<StepPlan> {
     let mut reversed = layers(services);
     reversed.reverse();
-    draft(
-        turndown_procedure(),
-        services,
-        asked_by,
-        why,
-        numbered(reversed, "stop", DOWN_WITHIN).collect(),
-    )
+    numbered(reversed, "stop", DOWN_WITHIN).collect()
 }
 
 fn draft(
@@ -193,7 +235,14 @@ mod tests {
         let services = [service("web", &["db"]), service("db", &[])];
         let asker = Asker::Person(Person("kim".into()));
         let up = turnup(&services, asker.clone(), "because".into());
-        let down = turndown(&services, asker, "because".into());
+        let down = turndown(&services, asker.clone(), "because".into());
+        let keep = Keep {
+            by: "kim".into(),
+            keep_ms: 5,
+        };
+        let some = turndown_some(&services, &keep, asker, "because".into());
+        assert_eq!(lint(&some), []);
+        assert_eq!([&up, &down, &some].map(is_whole), [false, true, false]);
         assert_eq!(lint(&up), []);
         assert_eq!(lint(&down), []);
         let about = |draft: &Draft| {
@@ -205,5 +254,7 @@ mod tests {
         };
         assert_eq!(about(&up)[1..], ["start db", "start web"]);
         assert_eq!(about(&down), ["stop web", "stop db"]);
+        assert_eq!(about(&some)[..2], about(&down));
+        assert_eq!(some.steps.len(), 3, "the clock is set after all are down");
     }
 }

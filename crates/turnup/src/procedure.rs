@@ -11,7 +11,7 @@ use homeostat_ops::{Procedure, StepContext, StepError};
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use crate::plan::{PROCEDURE_VERSION, turndown_procedure, turnup_procedure};
+use crate::plan::{KEEP, Keep, PROCEDURE_VERSION, turndown_procedure, turnup_procedure};
 
 /// What a turnup needs of the cell besides the services' own admin servers.
 #[async_trait]
@@ -44,6 +44,12 @@ pub trait Cell: Send + Sync + 'static {
     /// # Errors
     /// When the store refuses.
     async fn wish(&self, service: &ServiceName, direction: Direction) -> Result<(), Refusal>;
+
+    /// Sets the clock by which what services kept is purged. Called when they are down.
+    ///
+    /// # Errors
+    /// When one of them is wanted again, or the store refuses.
+    async fn keep(&self, services: &[ServiceName], keep: &Keep) -> Result<(), Refusal>;
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +90,19 @@ impl TurnProcedure {
 
     async fn carry_out(&self, step: &StepPlan, term: u64) -> Result<Value, StepError> {
         let services = Self::services(step)?;
+        if let Some(keep) = step.parameters.get(KEEP) {
+            let keep = serde_json::from_value(keep.clone()).map_err(|error| {
+                StepError::final_(format!("how long to keep cannot be read: {error}"))
+            })?;
+            self.all_as_wanted(&services)
+                .await
+                .map_err(|evidence| StepError {
+                    evidence,
+                    ..StepError::retryable("")
+                })?;
+            let kept = self.cell.keep(&services, &keep).await;
+            return kept.map(|()| Value::Null).map_err(step_error);
+        }
         if services.is_empty() {
             self.cell.prepare().await.map_err(step_error)?;
         }
@@ -166,10 +185,21 @@ impl Procedure for TurnProcedure {
 
     async fn verify(&self, step: &StepPlan, _: &StepContext) -> Result<(), Evidence> {
         let services = Self::services(step).map_err(|error| error.evidence)?;
+        self.all_as_wanted(&services).await
+    }
+
+    async fn undo(&self, _: &StepPlan, _: &StepContext) -> Result<(), StepError> {
+        // Planned as `Undo::Nothing`: a turnup that fails stays as it is, and a turndown is undone by a turnup.
+        Ok(())
+    }
+}
+
+impl TurnProcedure {
+    async fn all_as_wanted(&self, services: &[ServiceName]) -> Result<(), Evidence> {
         for service in services {
             let admin = self
                 .cell
-                .admin(&service)
+                .admin(service)
                 .ok_or_else(|| Evidence::from(format!("{service} is not declared")))?;
             let seen = admin
                 .inspect(InspectRequest {
@@ -192,11 +222,6 @@ impl Procedure for TurnProcedure {
                 )));
             }
         }
-        Ok(())
-    }
-
-    async fn undo(&self, _: &StepPlan, _: &StepContext) -> Result<(), StepError> {
-        // Planned as `Undo::Nothing`: a turnup that fails stays as it is, and a turndown is undone by a turnup.
         Ok(())
     }
 }

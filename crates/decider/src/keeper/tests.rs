@@ -1,6 +1,7 @@
 //! One test per rule.
 #![allow(clippy::unwrap_used)]
 
+mod file;
 mod lease;
 mod rebuild;
 
@@ -585,17 +586,4 @@ fn a_kill_goes_before_an_order_that_hangs_but_not_before_a_start() {
         None
     );
     assert!(refusal(&mut hung, &order(5, &revoking, Verb::Kill), &down()).is_some());
-}
-
-#[test]
-fn the_file_reads_back() {
-    let kept = Kept {
-        record: record(4, 5, Phase::Serving, "a"),
-        term: Term(5),
-        boot: BootId("boot".to_owned()),
-        held: Some(Epoch(4)),
-        incomplete: None,
-    };
-    let text = serde_json::to_string(&kept).unwrap();
-    assert_eq!(serde_json::from_str::<Kept>(&text).unwrap(), kept);
 }

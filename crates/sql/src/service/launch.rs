@@ -173,6 +173,14 @@ mod tests {
         assert_eq!(ids, [1, 2, 3]);
         assert_eq!(config.pulse(), deciding.pulse);
         assert_eq!(config.lease(), deciding.lease);
+
+        // A keeper may be started with what an earlier version wrote.
+        let mut earlier: serde_json::Value = serde_json::from_str(&text).unwrap();
+        for field in ["pulse_ms", "lease_ms"] {
+            assert!(earlier.as_object_mut().unwrap().remove(field).is_some());
+        }
+        let earlier: KeeperConfig = serde_json::from_value(earlier).unwrap();
+        assert_eq!(earlier, config);
     }
 
     #[test]
