@@ -6,10 +6,10 @@
 //! already: to both replicas at the same time wherever one need not wait for the other. The customers are told the new
 //! address through a variable in this process, and connect to it directly.
 //!
-//! It is measured twice. *The floor* sends what the cell sends, the barrier and the account included, in the cell's order. What
-//! it leaves out is what makes a failover safe without a person who knows that nothing else is wrong: no record is written
-//! anywhere, nothing is read again to verify it. *Bare* leaves out the account and the barrier as well, and lets clients in
-//! before the other replica follows. Neither is a way to run a database; they are the time below which no failover with
+//! It is measured twice. *The floor* sends what the cell sends, the barrier, the account and the looks included, in the cell's
+//! order and with no pauses. What it leaves out is what makes a failover safe without a person who knows that nothing else
+//! is wrong: no record is written anywhere, nobody else decides or is asked, no process but the servers takes part. *Bare*
+//! leaves out the account, the barrier and the looks as well, and lets clients in before the other replica follows. Neither is a way to run a database; they are the time below which no failover with
 //! these statements can be.
 
 mod promotion;

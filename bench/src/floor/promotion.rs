@@ -22,8 +22,8 @@ pub(super) struct Replica<'a> {
 /// Which statements are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Statements {
-    /// What the cell sends, in its order: the replica's account is unlocked only when it was pointed anew, and clients are let
-    /// in only when a barrier commit was acknowledged.
+    /// What the cell sends, in its order, the looks included with which it verifies each step: the replica's account is
+    /// unlocked only when it was pointed anew, and clients are let in only when a barrier commit was acknowledged.
     Same,
     /// No account, no barrier; clients are let in while the other replica is still being pointed anew.
     Bare,
@@ -93,15 +93,22 @@ pub(super) async fn promote(
             tokio::try_join!(opening, follow(other.0, &other.1, source, watch))?;
         }
         Statements::Same => {
+            let change = looking(&format!("CHANGE MASTER TO {source}"));
             tokio::try_join!(
                 end_replication(new.0, &new.1, watch),
-                point(other.0, &other.1, source, watch)
+                point(other.0, &other.1, &change, watch)
             )?;
             watch
-                .run(NEW, "unlock the replica's account", new.0.admin, UNLOCK)
+                .run(
+                    NEW,
+                    "unlock the replica's account",
+                    new.0.admin,
+                    &looking(UNLOCK),
+                )
                 .await?;
+            let start = looking(START);
             tokio::try_join!(
-                watch.run(OTHER, "START SLAVE", other.0.admin, START),
+                watch.run(OTHER, "START SLAVE", other.0.admin, &start),
                 watch.run(NEW, "wait for ackers, barrier", new.0.admin, BARRIER),
             )?;
             watch
@@ -109,7 +116,7 @@ pub(super) async fn promote(
                     NEW,
                     "read_only = OFF",
                     new.0.admin,
-                    "SET GLOBAL read_only = OFF",
+                    &looking("SET GLOBAL read_only = OFF"),
                 )
                 .await?;
             open(chosen);
@@ -125,6 +132,11 @@ const NEW: &str = "NEW";
 const OTHER: &str = "OTHER";
 /// Unlogged, as everything in these sessions but the barrier.
 const UNLOCK: &str = "ALTER USER 'replica'@'%' ACCOUNT UNLOCK";
+/// As `crates/sql/src/mariadb/facts.rs` looks.
+const LOOK: &str = "SELECT @@GLOBAL.read_only AS read_only, @@GLOBAL.rpl_semi_sync_master_enabled AS waits, \
+    @@GLOBAL.rpl_semi_sync_slave_enabled AS acker, @@GLOBAL.gtid_binlog_pos AS applied, \
+    @@GLOBAL.gtid_slave_pos AS asks_from; SHOW ALL SLAVES STATUS; \
+    SELECT User AS user, JSON_VALUE(Priv, '$.account_locked') AS locked FROM mysql.global_priv; SHOW SLAVE HOSTS";
 const START: &str = "START SLAVE IO_THREAD; START SLAVE SQL_THREAD";
 const BARRIER: &str = "SET GLOBAL rpl_semi_sync_master_enabled = ON; \
     SET SESSION sql_log_bin = 1; INSERT INTO shop.barrier (id, commits) VALUES (1, 1) ON DUPLICATE KEY UPDATE commits = commits + 1; \
@@ -154,23 +166,31 @@ async fn stop_receiving(
         "SELECT ID AS id FROM information_schema.PROCESSLIST WHERE COMMAND = 'Slave_IO'";
     const WHO: &str = "EACH";
     let admin = &mut *replica.admin;
+    const STOP: &str = "STOP SLAVE IO_THREAD";
     match statements {
         // The cell kills the thread only where it does not stop at once.
-        Statements::Same => {}
+        Statements::Same => {
+            let sets = watch.run(WHO, STOP, admin, &looking(STOP)).await?;
+            // After the statement and the settings.
+            Ok(Received(word(&sets, 2, "Gtid_IO_Pos")))
+        }
         Statements::Bare => {
             let sets = watch.run(WHO, "find the IO thread", admin, THREAD).await?;
             let kill = format!("KILL {}", word(&sets, 0, "id"));
             // It may have ended by itself: then there is nobody to kill.
             let _ = watch.run(WHO, "KILL the IO thread", admin, &kill).await;
+            watch.run(WHO, STOP, admin, STOP).await?;
+            let sets = watch
+                .run(WHO, "SHOW SLAVE STATUS", admin, "SHOW SLAVE STATUS")
+                .await?;
+            Ok(Received(word(&sets, 0, "Gtid_IO_Pos")))
         }
     }
-    watch
-        .run(WHO, "STOP SLAVE IO_THREAD", admin, "STOP SLAVE IO_THREAD")
-        .await?;
-    let sets = watch
-        .run(WHO, "SHOW SLAVE STATUS", admin, "SHOW SLAVE STATUS")
-        .await?;
-    Ok(Received(word(&sets, 0, "Gtid_IO_Pos")))
+}
+
+/// A statement and the look with which the cell verifies it, in one round trip.
+fn looking(statement: &str) -> String {
+    format!("{statement}; {LOOK}")
 }
 
 async fn take_over(
@@ -208,7 +228,7 @@ async fn end_replication(
     let id = new.own_id;
     let sql = format!(
         "SET GLOBAL server_id = {id}; SET SESSION server_id = {id}; STOP SLAVE; \
-         SET GLOBAL rpl_semi_sync_slave_enabled = OFF; FLUSH BINARY LOGS"
+         SET GLOBAL rpl_semi_sync_slave_enabled = OFF; FLUSH BINARY LOGS; {LOOK}"
     );
     watch
         .run(NEW, "end replication", new.admin, &sql)
@@ -222,7 +242,8 @@ async fn follow(
     source: &str,
     watch: &Stopwatch<'_>,
 ) -> anyhow::Result<()> {
-    point(other, received, source, watch).await?;
+    let change = format!("CHANGE MASTER TO {source}");
+    point(other, received, &change, watch).await?;
     watch
         .run(OTHER, "START SLAVE", other.admin, "START SLAVE")
         .await
@@ -232,16 +253,12 @@ async fn follow(
 async fn point(
     other: &mut Replica<'_>,
     received: &Received,
-    source: &str,
+    change: &str,
     watch: &Stopwatch<'_>,
 ) -> anyhow::Result<()> {
     // What it received has to be applied first: naming another source would throw it away.
     wait_for_applier(OTHER, other.admin, received, watch).await?;
-    let change = format!("CHANGE MASTER TO {source}");
-    for (what, sql) in [
-        ("STOP SLAVE", "STOP SLAVE"),
-        ("CHANGE MASTER", change.as_str()),
-    ] {
+    for (what, sql) in [("STOP SLAVE", "STOP SLAVE"), ("CHANGE MASTER", change)] {
         watch.run(OTHER, what, other.admin, sql).await?;
     }
     Ok(())

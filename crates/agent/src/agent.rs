@@ -2,6 +2,7 @@
 //!
 //! What the controller asks for is in [`orders`], what supervisors say in [`hearing`].
 
+mod folders;
 mod hearing;
 mod orders;
 
@@ -62,6 +63,7 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
     let (wakes, mut queue) = mpsc::channel(QUEUE);
     let mut agent = Agent::new(options, machine, layout, wakes.clone());
     agent.find_tasks();
+    agent.sweep();
     agent.forwarder.start(&wakes);
     tokio::spawn(link::keep(agent.options.layout.socket(), wakes.clone()));
     tokio::spawn(terminate(wakes));

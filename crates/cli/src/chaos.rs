@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use homeostat_api::v1::ChaosRequest;
-use homeostat_cell::chaos::{ChaosError, kill_machine, return_machine};
+use homeostat_cell::chaos::{ChaosError, kill_machine, return_machine, signal_process, start_of};
 use homeostat_model::{CellLayout, MachineName};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use crate::args::{ChaosMachine, ChaosVerb};
 use crate::client::{Client, me};
@@ -31,15 +31,15 @@ pub(crate) async fn chaos(state: Option<PathBuf>, verb: ChaosVerb) -> Result<Exi
             machine(&client, &layout, &name, options).await?;
         }
         ChaosVerb::Stop { task } => {
-            let pid = ask(&client, &task, "is killed").await?;
-            send(pid, Signal::KILL)?;
-            say(format!("killed {task} (pid {})", pid.as_raw_nonzero()));
+            let target = ask(&client, &task, "is killed").await?;
+            target.send(Signal::KILL)?;
+            say(format!("killed {task} (pid {})", target.pid));
         }
         ChaosVerb::Hang { task, lasting } => hang(&client, &task, lasting).await?,
         ChaosVerb::Resume { task } => {
-            let pid = ask(&client, &task, "goes on").await?;
-            send(pid, Signal::CONT)?;
-            say(format!("{task} goes on (pid {})", pid.as_raw_nonzero()));
+            let target = ask(&client, &task, "goes on").await?;
+            target.send(Signal::CONT)?;
+            say(format!("{task} goes on (pid {})", target.pid));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -70,12 +70,12 @@ async fn machine(
 }
 
 async fn hang(client: &Client, task: &str, lasting: Option<Duration>) -> Result<(), Failure> {
-    let pid = ask(client, task, "hangs").await?;
-    send(pid, Signal::STOP)?;
+    let target = ask(client, task, "hangs").await?;
+    target.send(Signal::STOP)?;
     match lasting {
         None => say(format!(
             "{task} hangs (pid {}); let it go on with: homeostat chaos resume {task}",
-            pid.as_raw_nonzero()
+            target.pid
         )),
         Some(lasting) => {
             eprintln!("{task} hangs for {} s", lasting.as_secs_f64());
@@ -85,7 +85,7 @@ async fn hang(client: &Client, task: &str, lasting: Option<Duration>) -> Result<
                 _ = interrupted => {}
             }
             // It may have been killed meanwhile: then there is nothing to let go.
-            let _ = kill_process(pid, Signal::CONT);
+            drop(target.send(Signal::CONT));
             say(format!("{task} goes on"));
         }
     }
@@ -93,11 +93,34 @@ async fn hang(client: &Client, task: &str, lasting: Option<Duration>) -> Result<
 }
 
 /// The process to be hurt, once the controller allowed it.
-async fn ask(client: &Client, task: &str, what: &str) -> Result<Pid, Failure> {
-    let status = client.status().await?;
-    let pid = process_of(&status, task)?;
+async fn ask(client: &Client, task: &str, what: &str) -> Result<Target, Failure> {
+    let pid = process_of(&client.status().await?, task)?;
+    let start_ticks = start_of(pid);
     leave(client, format!("{task} {what}")).await?;
-    Ok(pid)
+    // Still the same after its start was read: it is the process that was meant.
+    let again = process_of(&client.status().await?, task)?;
+    match start_ticks {
+        Some(start_ticks) if again == pid => Ok(Target { pid, start_ticks }),
+        Some(_) | None => Err(Failure::cell(anyhow::anyhow!(
+            "{task} has just been replaced; nothing was done to it"
+        ))),
+    }
+}
+
+/// A process, and no other one that has its number later.
+struct Target {
+    pid: i32,
+    start_ticks: u64,
+}
+
+impl Target {
+    fn send(&self, signal: Signal) -> Result<(), Failure> {
+        let Self { pid, start_ticks } = self;
+        signal_process(*pid, *start_ticks, signal).map_err(|error| {
+            let what = format!("cannot send a signal to pid {pid}");
+            Failure::cell(anyhow::anyhow!(error).context(what))
+        })
+    }
 }
 
 async fn leave(client: &Client, what: String) -> Result<(), Failure> {
@@ -107,7 +130,7 @@ async fn leave(client: &Client, what: String) -> Result<(), Failure> {
 }
 
 /// Of a SQL member the server is meant, and not the keeper, which is a part of homeostat.
-fn process_of(status: &Status, name: &str) -> Result<Pid, Failure> {
+fn process_of(status: &Status, name: &str) -> Result<i32, Failure> {
     let mut members = status.sql.iter().flat_map(|cluster| &cluster.members);
     let member = members.find(|member| member.task == name);
     let task = status.tasks.iter().find(|task| task.name == name);
@@ -123,15 +146,6 @@ fn process_of(status: &Status, name: &str) -> Result<Pid, Failure> {
         }
     };
     pid.and_then(|pid| i32::try_from(pid).ok())
-        .and_then(Pid::from_raw)
+        .filter(|pid| *pid > 0)
         .ok_or_else(|| Failure::cell(anyhow::anyhow!("{name} has no process now")))
-}
-
-fn send(pid: Pid, signal: Signal) -> Result<(), Failure> {
-    kill_process(pid, signal).map_err(|error| {
-        Failure::cell(anyhow::anyhow!(error).context(format!(
-            "cannot send a signal to pid {}",
-            pid.as_raw_nonzero()
-        )))
-    })
 }

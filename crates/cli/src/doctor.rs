@@ -268,22 +268,25 @@ fn files(limit: Option<u64>) -> Finding {
 /// The median time of a write with its sync.
 fn sync_time(folder: &Path) -> std::io::Result<Duration> {
     let path = folder.join(format!(".homeostat-doctor-{}", std::process::id()));
-    let measured = File::create(&path).and_then(|mut file| {
-        let mut times = Vec::with_capacity(SYNCS);
-        for _ in 0..SYNCS {
-            let began = Instant::now();
-            file.write_all(&BLOCK)?;
-            file.sync_data()?;
-            times.push(began.elapsed());
-        }
-        times.sort();
-        Ok(times[SYNCS / 2])
-    });
-    let removed = match fs::remove_file(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    };
-    measured.and_then(|time| removed.map(|()| time))
+    // Never through something that another one has put there.
+    let mut file = File::create_new(&path)?;
+    let measured = measure(&mut file);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => measured,
+    }
+}
+
+fn measure(file: &mut File) -> std::io::Result<Duration> {
+    let mut times = Vec::with_capacity(SYNCS);
+    for _ in 0..SYNCS {
+        let began = Instant::now();
+        file.write_all(&BLOCK)?;
+        file.sync_data()?;
+        times.push(began.elapsed());
+    }
+    times.sort();
+    Ok(times[SYNCS / 2])
 }
 
 /// Where state is kept as a rule.

@@ -4,11 +4,11 @@
 //! supervisor never pays for what people need.
 
 mod args;
+mod chaos;
 mod check;
 mod check_cells;
 mod check_file;
 mod check_prove;
-mod chaos;
 mod client;
 mod doctor;
 mod down;

@@ -75,8 +75,8 @@ enum Colour {
 pub(crate) fn word(text: &str, output: Output) -> String {
     let colour = match text {
         "up" | "pass" | "ready" | "running" | "primary" => 32,
-        "starting" | "degraded" | "unknown" | "flaky" | "blocked" | "fixing" | "reporting" | "stopping"
-        | "pending" | "draining" | "drained" | "returning" | "updating" => 33,
+        "starting" | "degraded" | "unknown" | "flaky" | "blocked" | "fixing" | "reporting"
+        | "stopping" | "pending" | "draining" | "drained" | "returning" | "updating" => 33,
         "fail" | "gave-up" | "down" | "lost" | "exited" | "silent" => 31,
         _ => 0,
     };

@@ -158,6 +158,7 @@ impl Budgets {
                 (task, why)
             })
             .collect();
+        let begun = core.checks.begun();
         let views = core.checks.views();
         let applied = core.applied();
         let about = applied
@@ -169,7 +170,7 @@ impl Budgets {
                 let view = views.iter().find(|view| view.name == spec.name);
                 let seen = match view.map(|view| (view.verdict, view)) {
                     Some(("pass" | "flaky", view)) => CheckSeen::Passes {
-                        began: Moment(view.began.map_or(Duration::ZERO, |began| {
+                        began: Moment(begun.get(&view.name).map_or(Duration::ZERO, |began| {
                             began.saturating_duration_since(self.began)
                         })),
                     },

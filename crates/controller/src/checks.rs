@@ -44,21 +44,28 @@ pub(crate) struct CheckView {
     pub took_ms: u64,
     /// Milliseconds since the last probe reported; absent when none did.
     pub age_ms: Option<u64>,
-    /// When that probe began.
-    #[serde(skip)]
-    pub began: Option<Instant>,
 }
 
 /// The checks of the cell as applied; replaced whole when another specification is applied.
 #[derive(Default)]
 pub(crate) struct Checks {
     views: Mutex<Vec<CheckView>>,
+    /// When the probe of each check's last verdict began.
+    begun: Mutex<BTreeMap<CheckName, Instant>>,
     running: Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
 
 impl Checks {
     pub(crate) fn views(&self) -> Vec<CheckView> {
         self.views
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// When the probe of each check's last verdict began. To be read before the views: then it is never the younger.
+    pub(crate) fn begun(&self) -> BTreeMap<CheckName, Instant> {
+        self.begun
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
@@ -283,15 +290,18 @@ fn publish(
                 age_ms: evidence.map(|evidence| {
                     u64::try_from(now.since(evidence.at).as_millis()).unwrap_or(u64::MAX)
                 }),
-                began: evidence.and_then(|evidence| {
-                    Instant::now().checked_sub(now.since(evidence.at) + evidence.took)
-                }),
                 name,
             }
         })
         .collect();
     views.sort_by(|a, b| a.name.cmp(&b.name));
     *checks.views.lock().unwrap_or_else(PoisonError::into_inner) = views;
+    let begun = engine.verdicts().filter_map(|(id, verdict)| {
+        let evidence = verdict.evidence()?;
+        let began = Instant::now().checked_sub(now.since(evidence.at) + evidence.took)?;
+        Some((engine.suite().name(id).clone(), began))
+    });
+    *checks.begun.lock().unwrap_or_else(PoisonError::into_inner) = begun.collect();
 }
 
 fn mentions_secret(text: &str) -> Result<bool, Refusal> {

@@ -197,8 +197,14 @@ async fn listen_for(core: Arc<Core>, machine: MachineName) {
 /// `looked`: when the look before this one ended.
 async fn look(core: &Core, looked: &mut Instant) -> Result<(), ControllerError> {
     let names = core.identity.machines.iter().map(|m| &m.spec.name);
+    // Those that were called lost before are no news, and no reason to suspect oneself.
+    let known = |name: &MachineName| core.hub.is_lost(name) && core.hub.agent(name).is_none();
     let mut silent: BTreeMap<MachineName, Duration> = names
-        .map(|name| (name.clone(), core.hub.silence(name)))
+        .map(|name| {
+            let silence = core.hub.silence(name);
+            let counts = if known(name) { Duration::ZERO } else { silence };
+            (name.clone(), counts)
+        })
         .collect();
     // Measured after the silences: a stop in between counts too.
     if looked.elapsed() > DEAF_AFTER {

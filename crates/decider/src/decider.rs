@@ -164,6 +164,11 @@ impl Decider {
                     known.reachable = false;
                 }
             }
+            Input::Alive {
+                member,
+                incarnation,
+                pulse,
+            } => self.alive(&member, incarnation, pulse),
             Input::LeaseAsked(request) => self.lease_asked(request),
             Input::Reply(reply) => self.replied(&reply),
             Input::OrderLost { member, sequence } => self.order_lost(&member, sequence),

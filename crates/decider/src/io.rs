@@ -10,7 +10,8 @@ use homeostat_model::{Epoch, RecordVersion, Sequence, Term};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    LeaseGrant, LeaseRequest, LogEnd, MemberId, MemberReport, Now, Order, OrderReply, Phase, Record,
+    KeeperIncarnation, LeaseGrant, LeaseRequest, LogEnd, MemberId, MemberReport, Now, Order,
+    OrderReply, Phase, Pulse, Record,
 };
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +27,13 @@ pub enum Input {
         outcome: CasOutcome,
     },
     Report(MemberReport),
+    /// The keeper of the last report lives, and this is what it hears. Nothing else is known anew: replies to orders since
+    /// that report stand.
+    Alive {
+        member: MemberId,
+        incarnation: KeeperIncarnation,
+        pulse: Pulse,
+    },
     /// The keeper of a holder asks to stay open. A request that was on its way for long does no harm: the lease counts
     /// from when it was sent.
     LeaseAsked(LeaseRequest),

@@ -13,16 +13,13 @@ use homeostat_api::v1::{
     HelloRequest, NoteRequest, ReadRequest, TaskEvent, WatchRequest, WriteRequest,
 };
 use homeostat_api::{CellHandle, Refusal, RefusalKind, TaskEvents};
-use homeostat_model::{JobSpec, ServiceKind, ServiceName, ServiceSpec, TaskName, TaskState};
+use homeostat_model::{JobSpec, ServiceName, ServiceSpec, TaskName, TaskState};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use crate::launch::fingerprint;
 use crate::order::{Finished, perform};
-use crate::reconcile::{
-    Action, End, Ground, Leave, Now, Placed, Seen, Wanted, Wish, reconcile, rests,
-};
+use crate::reconcile::{Action, End, Ground, Leave, Now, Placed, Seen, Wish, reconcile, rests};
 use crate::restart::{Chance, SETTLED, Tries, Verdict};
 use crate::view::{View, view};
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use homeostat_api::v1::ServiceState;
-use homeostat_model::{TaskName, TaskState};
+use homeostat_model::{ExitCause, TaskName, TaskState};
 
-use crate::reconcile::{Ground, Seen, Wanted, Wish};
+use crate::reconcile::{Ground, Seen, Wanted, Wish, rests};
 use crate::restart::Verdict;
 
 /// What the loop last knew, for inspection.
@@ -87,7 +87,7 @@ fn up(wanted: &Wanted, tasks: &BTreeMap<TaskName, Seen>, held: &str) -> (Service
             continue;
         };
         let current = task.fingerprint.as_deref() == Some(wanted.fingerprint.as_str());
-        if task.ground == Ground::Lost {
+        if task.ground == Ground::Lost && !rests(wanted, task) {
             missing.push(format!("{name}: its machine is lost{}", pending(task)));
             continue;
         }
@@ -97,6 +97,10 @@ fn up(wanted: &Wanted, tasks: &BTreeMap<TaskName, Seen>, held: &str) -> (Service
                 outdated += 1;
                 missing.push(format!("{name} to be replaced"));
             }
+            // It has done what it was there for.
+            TaskState::Exited {
+                cause: ExitCause::Code { code: 0 },
+            } if rests(wanted, task) => {}
             TaskState::Pending { why } => missing.push(format!("{name}: {why}")),
             TaskState::Exited { cause } => {
                 let loops = match task.tries.verdict() {

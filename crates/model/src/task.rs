@@ -48,7 +48,7 @@ impl TaskState {
 
 /// How a process ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "cause")]
+#[serde(from = "WireCause", into = "WireCause")]
 pub enum ExitCause {
     Code {
         code: i32,
@@ -64,6 +64,58 @@ pub enum ExitCause {
     },
 }
 
+/// How a cause is written. Readers of the first version knew no cause but these, so what is told more exactly since then is
+/// told by a field.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "cause")]
+enum WireCause {
+    Code {
+        code: i32,
+    },
+    Signal {
+        signal: i32,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        out_of_memory: bool,
+    },
+    NotStarted {
+        why: String,
+    },
+}
+
+/// What the kernel kills with.
+const SIGKILL: i32 = 9;
+
+impl From<WireCause> for ExitCause {
+    fn from(wire: WireCause) -> Self {
+        match wire {
+            WireCause::Code { code } => ExitCause::Code { code },
+            WireCause::Signal {
+                out_of_memory: true,
+                ..
+            } => ExitCause::OutOfMemory,
+            WireCause::Signal { signal, .. } => ExitCause::Signal { signal },
+            WireCause::NotStarted { why } => ExitCause::NotStarted { why },
+        }
+    }
+}
+
+impl From<ExitCause> for WireCause {
+    fn from(cause: ExitCause) -> Self {
+        match cause {
+            ExitCause::Code { code } => WireCause::Code { code },
+            ExitCause::Signal { signal } => WireCause::Signal {
+                signal,
+                out_of_memory: false,
+            },
+            ExitCause::OutOfMemory => WireCause::Signal {
+                signal: SIGKILL,
+                out_of_memory: true,
+            },
+            ExitCause::NotStarted { why } => WireCause::NotStarted { why },
+        }
+    }
+}
+
 impl fmt::Display for ExitCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -73,6 +125,35 @@ impl fmt::Display for ExitCause {
                 f.write_str("out of memory: the kernel killed it at its memory limit")
             }
             ExitCause::NotStarted { why } => write!(f, "not started: {why}"),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_written_so_that_the_first_readers_understand_them() {
+        let why = || "no such file".to_owned();
+        for (cause, json) in [
+            (ExitCause::Code { code: 3 }, r#"{"cause":"code","code":3}"#),
+            (
+                ExitCause::Signal { signal: 15 },
+                r#"{"cause":"signal","signal":15}"#,
+            ),
+            (
+                ExitCause::OutOfMemory,
+                r#"{"cause":"signal","signal":9,"out_of_memory":true}"#,
+            ),
+            (
+                ExitCause::NotStarted { why: why() },
+                r#"{"cause":"not-started","why":"no such file"}"#,
+            ),
+        ] {
+            assert_eq!(serde_json::to_string(&cause).unwrap(), json);
+            assert_eq!(serde_json::from_str::<ExitCause>(json).unwrap(), cause);
         }
     }
 }

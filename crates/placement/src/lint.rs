@@ -199,7 +199,12 @@ fn lint_accounting(plan: &Placed, request: &Request, pool: &Pool, found: &mut Ve
             assignments: plan.assignments.clone(),
         };
         lint_machine(&with_it, &before, name, machine, &mut broken);
-        if broken.is_empty() && machine.readiness == Readiness::Ready {
+        let waits_for_data = request.apart == Apart::Always
+            && request
+                .home
+                .as_ref()
+                .is_some_and(|home| home != name && pool.machines.contains_key(home));
+        if broken.is_empty() && !waits_for_data && machine.readiness == Readiness::Ready {
             found.push(Violation::PendingWithRoom {
                 task: task.clone(),
                 machine: name.clone(),

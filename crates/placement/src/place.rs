@@ -225,6 +225,13 @@ impl<'a> Board<'a> {
                 why.push(Refusal::Sibling { task: task.clone() });
             }
         }
+        // Those that must be apart are members, and a member is nothing without its data.
+        if let (Apart::Always, Some(home)) = (request.apart, &request.home)
+            && home != name
+            && self.machines.contains_key(home)
+        {
+            why.push(Refusal::DataElsewhere { home: home.clone() });
+        }
         why
     }
 

@@ -90,11 +90,28 @@ pub struct Pending {
 /// Why a machine does not take a task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    NotReady { why: String },
-    Cpu { needs: MilliCpu, free: MilliCpu },
-    Memory { needs: Bytes, free: Bytes },
-    Port { port: u16, held_by: TaskName },
-    Sibling { task: TaskName },
+    NotReady {
+        why: String,
+    },
+    Cpu {
+        needs: MilliCpu,
+        free: MilliCpu,
+    },
+    Memory {
+        needs: Bytes,
+        free: Bytes,
+    },
+    Port {
+        port: u16,
+        held_by: TaskName,
+    },
+    Sibling {
+        task: TaskName,
+    },
+    /// Its data is on another machine, for which it waits.
+    DataElsewhere {
+        home: MachineName,
+    },
 }
 
 /// One line of the report.
@@ -141,6 +158,7 @@ impl fmt::Display for Refusal {
                     "{task} is there, and no two tasks of its service may share a machine"
                 )
             }
+            Refusal::DataElsewhere { home } => write!(f, "its data is on {home}"),
         }
     }
 }

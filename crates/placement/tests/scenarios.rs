@@ -213,6 +213,28 @@ fn what_has_a_place_stays_even_where_nothing_new_may_go() {
 }
 
 #[test]
+fn a_member_waits_for_the_machine_that_has_its_data() {
+    let (mut desired, pool) = read(
+        "machine m1 r1 4 8192 it is drained
+         machine m2 r2 4 8192
+         sql shop-db 1 0.5 512",
+    );
+    desired[0].home = Some(MachineName::new("m1").unwrap());
+    let waits = place(&desired, &pool);
+    assert_eq!(lint(&waits, &desired, &pool), []);
+    let why: Vec<String> = waits.pending.iter().map(ToString::to_string).collect();
+    insta::assert_snapshot!(why.join("\n"), @r"
+    shop-db-0 is pending
+      m1: not ready: it is drained
+      m2: its data is on m1
+    ");
+    desired[0].home = Some(MachineName::new("gone").unwrap());
+    let elsewhere = place(&desired, &pool);
+    assert_eq!(elsewhere.pending, []);
+    assert_eq!(lint(&elsewhere, &desired, &pool), []);
+}
+
+#[test]
 fn an_empty_pool_is_a_reason_too() {
     insta::assert_snapshot!(plan("job web 1 0.1 64"), @r"
     no machine takes web-0

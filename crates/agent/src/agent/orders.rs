@@ -1,16 +1,16 @@
 //! What the controller asks of an agent.
 
-use std::path::Path;
 use std::time::Duration;
 
-use homeostat_api::v1::{CallTask, Folder, ForgetTask, StartTask, ToAgent, Welcome, to_agent};
+use homeostat_api::v1::{CallTask, ForgetTask, StartTask, ToAgent, Welcome, to_agent};
 use homeostat_model::TaskName;
 use homeostat_supervisor::protocol::{Request, Verb};
 
+use super::folders::remove;
 use super::{Agent, Flow, Grave, over};
 use crate::AgentError;
 use crate::looking::look_at;
-use crate::prepare::{Preparing, make_folder, write_private};
+use crate::prepare::{Preparing, write_private};
 use crate::supervised::spawn;
 use crate::talk::Patience;
 use crate::wake::Wake;
@@ -236,83 +236,18 @@ impl Agent {
                 asked: order.generation,
             });
         }
-        if let Some(held) = held {
-            if held.grave != Grave::Closed {
-                return Err(AgentError::StillRuns(task));
-            }
-            remove(&held.launch.run)?;
+        if held.is_some_and(|held| held.grave != Grave::Closed) {
+            return Err(AgentError::StillRuns(task));
         }
-        let disposable = held.is_some_and(|held| held.launch.keeper.is_none());
-        let before = if disposable {
-            Before::Remove
-        } else {
-            Before::Keep
-        };
+        let run = held.map(|held| held.launch.run.clone());
         let generation = here.max(order.generation);
-        self.clear_folder(&task, generation, order.folder, before)?;
+        self.clear_folder(&task, generation, order.folder)?;
+        // Last: it is by this folder that the next agent knows what is still to be done, should this one die here.
+        if let Some(run) = run {
+            remove(&run)?;
+        }
         self.tasks.remove(&task);
         Ok(Vec::new())
-    }
-
-    /// What becomes of the data of a task that is forgotten.
-    fn clear_folder(
-        &self,
-        task: &TaskName,
-        generation: u64,
-        folder: i32,
-        before: Before,
-    ) -> Result<(), AgentError> {
-        let data = self.layout.task_data(task);
-        match Folder::try_from(folder) {
-            // Also what a newer controller may wish: nothing is lost by keeping it.
-            Ok(Folder::Keep) | Err(_) => Ok(()),
-            Ok(Folder::Remove) => {
-                self.remove_aside(task)?;
-                remove(&self.layout.task_logs(task))?;
-                remove(&data)
-            }
-            Ok(Folder::Aside) if !data.exists() => Ok(()),
-            Ok(Folder::Aside) => {
-                let aside = self.layout.set_aside();
-                make_folder(&aside, 0o700)?;
-                if before == Before::Remove {
-                    self.remove_aside(task)?;
-                }
-                let target = aside.join(format!("{task}.{generation}"));
-                std::fs::rename(&data, &target)
-                    .map_err(|error| AgentError::io("cannot put aside", &data, error))
-            }
-        }
-    }
-
-    /// Removes what was put aside of a task.
-    fn remove_aside(&self, task: &TaskName) -> Result<(), AgentError> {
-        let of_task = format!("{task}.");
-        let entries = std::fs::read_dir(self.layout.set_aside());
-        for entry in entries.into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(&of_task) {
-                remove(&entry.path())?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What becomes of folders of the same task that were put aside earlier. One is enough to look at, and a disk is finite;
-/// but of a database nothing is ever thrown away by itself.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Before {
-    Remove,
-    Keep,
-}
-
-/// A folder and all in it; gone already is fine.
-fn remove(folder: &Path) -> Result<(), AgentError> {
-    match std::fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(AgentError::io("cannot remove", folder, error))
-        }
-        Ok(()) | Err(_) => Ok(()),
     }
 }
 

@@ -194,3 +194,50 @@ async fn a_sign_is_passed_on_once_and_changes_nothing() {
     }
     assert!((1..10).contains(&signs), "{signs} of ten");
 }
+
+#[test]
+fn a_silence_begins_no_earlier_than_the_listening() {
+    let hub = Hub::new();
+    let (number, _agent) = connect(&hub, "m1");
+    std::thread::sleep(Duration::from_millis(5));
+    let before = Instant::now();
+    hub.listen_anew();
+    assert!(hub.silence(&machine("m1")) <= before.elapsed());
+    hub.disconnected(&machine("m1"), number);
+    assert!(hub.silence(&machine("m1")) <= before.elapsed());
+    assert!(
+        hub.silence(&machine("m2")) <= before.elapsed(),
+        "never heard"
+    );
+}
+
+#[test]
+fn what_is_known_of_a_place_is_taken_with_that_place() {
+    let hub = Hub::new();
+    let (number, _agent) = connect(&hub, "m1");
+    let event = TaskEvent {
+        generation: 2,
+        ..of_web("web-0")
+    };
+    hub.observed(&machine("m1"), number, event);
+    let task = TaskName::new("web-0").unwrap();
+    assert_eq!(hub.take(&task, 1), None);
+    assert!(hub.take(&task, 2).is_some());
+    assert_eq!(hub.task(&task), None);
+}
+
+#[test]
+fn nothing_of_a_lost_machine_is_within_reach() {
+    let hub = Hub::new();
+    let (number, _agent) = connect(&hub, "m1");
+    let event = TaskEvent {
+        reachable: true,
+        service_event: b"{}".to_vec(),
+        ..of_web("web-0")
+    };
+    hub.observed(&machine("m1"), number, event);
+    let task = TaskName::new("web-0").unwrap();
+    hub.call_lost(&machine("m1"), &[(task.clone(), "web".to_owned(), 0)]);
+    let known = hub.task(&task).unwrap();
+    assert!(!known.reachable && known.service_event.is_empty());
+}

@@ -9,8 +9,8 @@ use super::{Decider, Standing};
 use crate::proof::{Demoted, KnownLog, Revocation};
 use crate::rules::Mutation;
 use crate::{
-    CasOutcome, Effect, Evidence, LogEnd, LogOrder, MemberId, MemberReport, NoteEvent,
-    OrderOutcome, OrderReply, Phase, Record, Refusal, SwitchoverRefused, Verb,
+    CasOutcome, Effect, Evidence, KeeperIncarnation, LogEnd, LogOrder, MemberId, MemberReport,
+    NoteEvent, OrderOutcome, OrderReply, Phase, Pulse, Record, Refusal, SwitchoverRefused, Verb,
 };
 
 impl Decider {
@@ -100,9 +100,8 @@ impl Decider {
     }
 
     pub(super) fn reported(&mut self, report: MemberReport) {
-        let (looks, now) = (self.looks_begun, self.now);
-        let gap = self.config.pulse.saturating_mul(3);
-        let backlog_believed = self.rules.broken(Mutation::BacklogBelieved);
+        let looks = self.looks_begun;
+        let member = report.member.clone();
         let Some(known) = self.members.get_mut(&report.member) else {
             return;
         };
@@ -119,13 +118,41 @@ impl Decider {
         if other_keeper || !same_server {
             self.gathered.forget(&report.member);
         }
+        known.report = Some(report);
+        self.heard(&member);
+    }
+
+    /// A keeper gave a sign of life. Of a keeper that has not reported yet it says nothing.
+    pub(super) fn alive(
+        &mut self,
+        member: &MemberId,
+        incarnation: KeeperIncarnation,
+        pulse: Pulse,
+    ) {
+        let report = self
+            .members
+            .get_mut(member)
+            .and_then(|known| known.report.as_mut())
+            .filter(|report| report.incarnation == incarnation);
+        if let Some(report) = report {
+            report.pulse = Some(pulse);
+            self.heard(member);
+        }
+    }
+
+    fn heard(&mut self, member: &MemberId) {
+        let now = self.now;
+        let gap = self.config.pulse.saturating_mul(3);
+        let backlog_believed = self.rules.broken(Mutation::BacklogBelieved);
+        let Some(known) = self.members.get_mut(member) else {
+            return;
+        };
         known.reachable = true;
         let steady = known.heard_at.is_some_and(|at| now.since(at) <= gap);
         if !steady && !backlog_believed {
             known.steady_since = Some(now);
         }
         known.heard_at = Some(now);
-        known.report = Some(report);
     }
 
     pub(super) fn replied(&mut self, reply: &OrderReply) {

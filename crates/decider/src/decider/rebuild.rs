@@ -212,10 +212,11 @@ impl Decider {
                     .as_ref()
                     .and_then(|report| report.rebuild.as_ref())
                     .is_some_and(RebuildState::under_way);
-            let promised = known
-                .rebuild
-                .as_ref()
-                .is_some_and(|rebuild| !matches!(rebuild.step, RebuildStep::Wanted));
+            let promised = known.reachable
+                && known
+                    .rebuild
+                    .as_ref()
+                    .is_some_and(|rebuild| !matches!(rebuild.step, RebuildStep::Wanted));
             let lends = known
                 .order
                 .as_ref()

@@ -207,7 +207,10 @@ impl Decider {
             .receiver
             .source()
             .is_some_and(|source| source.member == record.holder)
-            && facts.acker == counts;
+            && facts.acker == counts
+            // One that began to hold an epoch and then did not is as a holder in all but its source, which it may not have
+            // forgotten yet: it is pointed anew.
+            && known.held().is_none();
         let admitted = self
             .members
             .get(&record.holder)

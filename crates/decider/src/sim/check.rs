@@ -48,7 +48,7 @@ impl Checker {
     ) {
         if let Some((epoch, holder)) = self.opened
             && epoch > event.epoch
-            && !disks[holder].has(event.id)
+            && !self.had(disks, holder, event)
         {
             self.fail(format!(
                 "{} of epoch {} was acknowledged after epoch {epoch} opened without it",
@@ -59,6 +59,12 @@ impl Checker {
             self.promised.insert(event.id, (event, event.epoch));
         }
         self.i1(event, event.epoch, disks, names, record);
+    }
+
+    /// Whether it is on a member's disk, or was on one that is lost.
+    fn had(&self, disks: &[&Disk], member: usize, event: Event) -> bool {
+        let lost = self.lost.get(&member);
+        disks[member].has(event.id) || lost.is_some_and(|ids| ids.contains(&event.id))
     }
 
     /// I1: in the holder's binlog, and in the received log of at least k members of A.
@@ -85,9 +91,7 @@ impl Checker {
                 .map(|of| (&of.holder, &of.ackers))
         };
         let index = |member: &MemberId| names.iter().position(|name| name == member);
-        let had = |i: usize| self.lost.get(&i).is_some_and(|ids| ids.contains(&event.id));
-        let has =
-            |member: &MemberId| index(member).is_some_and(|i| disks[i].has(event.id) || had(i));
+        let has = |member: &MemberId| index(member).is_some_and(|i| self.had(disks, i, event));
         let problem = match of_epoch {
             Some((holder, ackers)) => {
                 let copies = ackers.iter().filter(|member| has(member)).count();
@@ -364,7 +368,7 @@ impl Checker {
         let Some(holder) = names.iter().position(|name| *name == record.holder) else {
             return;
         };
-        if begun && holder != source.0 && !disks[holder].has(event.id) {
+        if begun && holder != source.0 && !self.had(disks, holder, event) {
             self.fail(format!(
                 "{acker} received {} of epoch {} from {} while epoch {} has a holder",
                 event.gtid, source.1, source.0, record.epoch

@@ -508,7 +508,7 @@ impl Sim {
                 process.semi_sync_replica = false;
                 process.admitted.clear();
                 process.epoch = record.epoch;
-                disk.source = None;
+                // What it received from is forgotten only when it is opened.
                 let dumps = std::mem::take(&mut process.dumps);
                 self.dumps_end(dumps.into_values().collect());
                 OrderOutcome::Done
@@ -557,6 +557,7 @@ impl Sim {
             Verb::Open | Verb::Reinstate => {
                 if process.read_only {
                     process.read_only = false;
+                    disk.source = None;
                     self.opens(member, record.epoch);
                 }
                 OrderOutcome::Done

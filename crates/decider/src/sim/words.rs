@@ -74,6 +74,7 @@ pub(super) fn short(input: &Input) -> String {
         Input::Reply(reply) => format!("reply of {}: {:?}", reply.member, reply.outcome),
         Input::RecordRead(None)
         | Input::CasDone { .. }
+        | Input::Alive { .. }
         | Input::KeeperGone { .. }
         | Input::LeaseAsked(_)
         | Input::OrderLost { .. }

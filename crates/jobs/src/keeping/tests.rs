@@ -135,3 +135,26 @@ async fn an_end_that_was_asked_for_is_no_failure() {
     job.seen(&event(&ended()));
     assert_eq!(job.tasks[&web()].tries.failures, 1);
 }
+
+#[tokio::test]
+async fn a_task_leaves_the_place_that_it_was_told_to_leave_and_no_other() {
+    let (mut job, _queue) = job();
+    job.want(Wanting::Down);
+    job.seen(&event(&TaskState::Running { pid: 7 }));
+    job.evict(&web(), "m1").unwrap();
+    assert_eq!(job.tasks[&web()].ground, Ground::Leaving);
+    let same = Placed {
+        machine: "m1".into(),
+        generation: 1,
+    };
+    job.finished(web(), Finished::Placed(same)).await;
+    assert_eq!(job.tasks[&web()].ground, Ground::Firm, "it may stay");
+    job.evict(&web(), "m1").unwrap();
+    let elsewhere = TaskEvent {
+        machine: "m2".into(),
+        generation: 2,
+        ..event(&TaskState::Starting)
+    };
+    job.seen(&elsewhere);
+    assert_eq!(job.tasks[&web()].ground, Ground::Firm, "it has left");
+}

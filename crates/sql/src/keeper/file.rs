@@ -183,12 +183,17 @@ impl Memory {
                 bytes: bytes.len(),
             });
         }
-        // Also when it fails: the slot may hold the new number by then.
-        self.number = number;
-        self.file
+        let written = self
+            .file
             .write_all_at(&bytes, (number % SLOTS) * SLOT as u64)
-            .and_then(|()| self.file.sync_data())
-            .map_err(io_error("write", &self.path))
+            .and_then(|()| self.file.sync_data());
+        // After a failure the slot may hold the new number, or nothing: the next one goes into the same slot and above it,
+        // never over the one that is whole.
+        self.number = match written {
+            Ok(()) => number,
+            Err(_) => number + 1,
+        };
+        written.map_err(io_error("write", &self.path))
     }
 }
 

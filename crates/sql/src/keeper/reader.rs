@@ -15,6 +15,8 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::mariadb::{Login, SqlError, text};
 
+const READ: &str = "SELECT 1";
+
 /// Time that this process was there to see. A keeper that was itself stopped, or not scheduled, has not watched a silence
 /// for that long: what was said meanwhile may wait to be read.
 #[derive(Debug)]
@@ -89,10 +91,10 @@ impl Drop for Reader {
 }
 
 impl Reader {
-    /// Reads twice in a pulse.
+    /// Reads once in a pulse, and twice where the server has no source.
     pub(crate) fn begin(login: Login, pulse: Duration, clock: Rc<Watched>) -> Self {
         let seen = Rc::new(RefCell::default());
-        let reading = read_on(login, pulse / 2, clock, Rc::clone(&seen));
+        let reading = read_on(login, pulse, clock, Rc::clone(&seen));
         let task = tokio::task::spawn_local(reading).abort_handle();
         Self { seen, task }
     }
@@ -116,71 +118,61 @@ fn ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-async fn read_on(login: Login, pause: Duration, clock: Rc<Watched>, seen: Rc<RefCell<Seen>>) {
+async fn read_on(login: Login, pulse: Duration, clock: Rc<Watched>, seen: Rc<RefCell<Seen>>) {
     let mut session = None;
-    // Every second time: whether something came is asked once in a pulse.
-    for round in 0_u64.. {
+    loop {
         let began = Instant::now();
+        let named = seen.borrow().named;
         seen.borrow_mut().sent.get_or_insert(clock.now());
-        let (kept, answer) = read(&login, session).await;
-        session = kept;
-        match answer {
-            // A refusal is an answer, and a broken connection is followed by the exit that broke it.
-            Answer::Came => seen.borrow_mut().sent = None,
-            // It hung before it took the connection; the age goes on.
-            Answer::None => {}
+        let conn = match session.take() {
+            Some(conn) => Ok(conn),
+            None => login.connect().await,
+        };
+        match conn {
+            Ok(mut conn) => {
+                let read = match named {
+                    Named::None => conn.query_drop(READ).await,
+                    Named::Source => listen(&mut conn, &clock, &seen).await,
+                };
+                // A refusal is an answer, and a broken connection is followed by the exit that broke it.
+                seen.borrow_mut().sent = None;
+                session = read.is_ok().then_some(conn);
+            }
+            // It hung before it took the connection: the age goes on.
+            Err(error) if timed_out(&error) => {}
+            Err(_) => seen.borrow_mut().sent = None,
         }
-        if let Some(conn) = session.as_mut().filter(|_| round % 2 == 0)
-            && listen(conn, &clock, &seen).await.is_err()
-        {
-            session = None;
-        }
+        let pause = match named {
+            // It may hold the primary role: that it hangs must be known soon.
+            Named::None => {
+                seen.borrow_mut().source = None;
+                pulse / 2
+            }
+            Named::Source => pulse,
+        };
         sleep_until(began + pause).await;
     }
 }
 
-/// Asks for more than a number only where no heartbeat came: instead of it an event may have.
+/// Reads, and asks whether something came. For more than a number only where no heartbeat came: an event may have instead.
 async fn listen(
     conn: &mut Conn,
     clock: &Watched,
     seen: &RefCell<Seen>,
 ) -> Result<(), mysql_async::Error> {
-    const HEARTBEATS: &str = "SHOW GLOBAL STATUS LIKE 'Slave\\_received\\_heartbeats'";
-    let named = seen.borrow().named;
-    match named {
-        Named::None => seen.borrow_mut().source = None,
-        Named::Source => {
-            let row = conn.query_first::<(String, u64), _>(HEARTBEATS).await?;
-            let beat = seen
-                .borrow_mut()
-                .beat(row.map(|(_, count)| count), clock.now());
-            if !beat {
-                let row = conn.query_first::<Row, _>("SHOW ALL SLAVES STATUS").await?;
-                seen.borrow_mut().looked(row.as_ref(), clock.now());
-            }
-        }
+    // One round trip. The first answer comes by itself: what follows may wait for a change of replication.
+    const BOTH: &str = "SELECT 1; SHOW GLOBAL STATUS LIKE 'Slave\\_received\\_heartbeats'";
+    let mut result = conn.query_iter(BOTH).await?;
+    result.collect::<Row>().await?;
+    seen.borrow_mut().sent = None;
+    let count = result.collect::<(String, u64)>().await?.pop();
+    drop(result);
+    let beat = (seen.borrow_mut()).beat(count.map(|(_, count)| count), clock.now());
+    if !beat {
+        let row = conn.query_first::<Row, _>("SHOW ALL SLAVES STATUS").await?;
+        seen.borrow_mut().looked(row.as_ref(), clock.now());
     }
     Ok(())
-}
-
-enum Answer {
-    Came,
-    None,
-}
-
-async fn read(login: &Login, session: Option<Conn>) -> (Option<Conn>, Answer) {
-    let mut conn = match session {
-        Some(conn) => conn,
-        None => match login.connect().await {
-            Ok(conn) => conn,
-            Err(error) if timed_out(&error) => return (None, Answer::None),
-            Err(_) => return (None, Answer::Came),
-        },
-    };
-    match conn.query_drop("SELECT 1").await {
-        Ok(()) => (Some(conn), Answer::Came),
-        Err(_) => (None, Answer::Came),
-    }
 }
 
 fn timed_out(error: &SqlError) -> bool {

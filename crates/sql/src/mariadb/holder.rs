@@ -128,7 +128,7 @@ pub async fn barrier(driver: &mut Driver, this: &Member<'_>) -> Result<Barrier, 
     // Looked for now, while the ackers connect, so that `open` need not.
     let application = application(driver, &this.config.application).await?;
     Ok(Barrier {
-        at: commit(driver, this, epoch, Row::Epoch, &jump).await?,
+        at: commit(driver, this, epoch, Row::Epoch, &jump, BARRIER).await?,
         application: application.made,
     })
 }
@@ -162,7 +162,7 @@ enum Row {
 /// # Errors
 /// When it was not acknowledged in time: then its connection is gone, and the next may be tried.
 pub async fn keep_alive(driver: &mut Driver, this: &Member<'_>) -> Result<(), SqlError> {
-    commit(driver, this, this.record.epoch, Row::Alive, "")
+    commit(driver, this, this.record.epoch, Row::Alive, "", BARRIER)
         .await
         .map(drop)
 }
@@ -174,6 +174,7 @@ async fn commit(
     epoch: Epoch,
     row: Row,
     jump: &str,
+    limit: Duration,
 ) -> Result<Gtid, SqlError> {
     const WHAT: &str = "commit the barrier";
     const ACKS: &str = "SHOW GLOBAL STATUS WHERE Variable_name IN \
@@ -194,7 +195,7 @@ async fn commit(
         quote(this.member.as_str()),
         quote(&ackers.join(",")),
     );
-    let sets = driver.run(WHAT, &sql, BARRIER).await?;
+    let sets = driver.run(WHAT, &sql, limit).await?;
     let mut seen = sets.iter().filter(|set| !set.is_empty());
     let (Some(before), Some(gtid), Some(after)) = (seen.next(), seen.next(), seen.next()) else {
         return Err(SqlError::Answer {
@@ -374,13 +375,7 @@ pub async fn demote(
         // One last barrier, still of the epoch that is being left: an acker that already holds all there is answers only
         // when something new comes, and read_only waits for commits that wait for it.
         let epoch = log_end(reading.applied).barrier;
-        tokio::time::timeout(left(), commit(driver, this, epoch, Row::Epoch, ""))
-            .await
-            .unwrap_or_else(|_| {
-                Err(SqlError::Condition(
-                    "the last barrier was not acknowledged in time".into(),
-                ))
-            })?;
+        commit(driver, this, epoch, Row::Epoch, "", left()).await?;
         driver
             .run("close for writes", "SET GLOBAL read_only = ON", left())
             .await?;

@@ -53,8 +53,11 @@ pub async fn stop_receiving(driver: &mut Driver, source: Hearing) -> Result<Read
         reading = &mut stopping => reading?,
         // STOP alone waits up to 2 s for a source that hangs; the thread's own connection can be killed at once.
         () = sleep(PROMPT) => {
-            kill_receiver(login).await?;
-            stopping.await?
+            let killed = kill_receiver(login).await;
+            // Awaited whatever became of that: a statement that is given up goes on in the server.
+            let reading = stopping.await?;
+            killed?;
+            reading
         }
     };
     match &reading.source {
@@ -268,6 +271,10 @@ pub async fn receive(
     };
     if source.receives && source.applies {
         return Ok(reading);
+    }
+    if reading.waits_for_ackers {
+        let what = "it waits for ackers as a holder does: it has to be pointed at its source anew";
+        return Err(SqlError::Condition(what.into()));
     }
     let unapplied = beyond(source.received.or(known.relay), reading.applied);
     if !source.receives && !source.applies && unapplied {

@@ -18,6 +18,9 @@ use super::table::Cut;
 /// How long a target that does not answer is waited for before the next one is tried.
 const CONNECT: Duration = Duration::from_millis(1_000);
 /// Between two attempts while targets refuse: a server that is being opened accepts within milliseconds.
+/// Connections that are led at once when a target appears, and the pause before twice as many.
+const FIRST_WAVE: u32 = 4;
+const BETWEEN_WAVES: Duration = Duration::from_millis(2);
 const FIRST_RETRY: Duration = Duration::from_millis(2);
 const LONGEST_RETRY: Duration = Duration::from_millis(50);
 
@@ -262,15 +265,22 @@ impl Forwarder {
         }
     }
 
-    /// Leads those that wait to where the service is now.
+    /// Leads those that wait to where the service is now: a few at once, and each wave twice as large as the one before. All
+    /// together they would greet a server at the same moment, and each would wait for the greetings of all.
     pub(super) fn lead_waiting(&mut self, service: Key) {
         let now = Instant::now();
+        let mut led = 0;
         for key in self.keys_of(service) {
             if let Some(connection) = self.connections.get_mut(key)
                 && matches!(connection.stage, Stage::Held)
             {
                 connection.retry = FIRST_RETRY;
-                self.attempt(key, 0, now);
+                let until = connection.until;
+                match wave(led) {
+                    0 => self.attempt(key, 0, now),
+                    wave => self.wake(key, (now + BETWEEN_WAVES * wave).min(until)),
+                }
+                led += 1;
             }
         }
     }
@@ -382,6 +392,11 @@ fn rewatch(
         (Some(_) | None, None) => epoll::delete(epoll, fd),
     };
     *watched = wanted;
+}
+
+/// In which wave the connection after `before` others is led: 4 in wave 0, 8 in wave 1, 16 in wave 2.
+fn wave(before: u32) -> u32 {
+    (before / FIRST_WAVE + 1).ilog2()
 }
 
 fn begin_connect(target: SocketAddr) -> Result<OwnedFd, Errno> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use homeostat_decider::{Decision, Kept, Order, OrderOutcome, Verb as Ordered};
+use homeostat_decider::{Decision, Kept, Order, OrderOutcome, Refusal, Verb as Ordered};
 use homeostat_supervisor::protocol::{Answer, Phase, Request, Verb};
 use tokio::time::Instant;
 
@@ -87,7 +87,7 @@ impl Guard {
         }
         // Learning and killing need no look, and a server that hangs cannot be looked at.
         let blind = matches!(order.verb, Ordered::Learn | Ordered::Kill);
-        if self.fresh || blind || self.job.is_some() {
+        if (self.fresh || blind || self.job.is_some()) && !self.has_to_wait(&order) {
             return self.offer(asker, order);
         }
         if self.waiting.len() >= WAITING {
@@ -95,6 +95,12 @@ impl Guard {
             return self.peers.answer(asker, Answer::Refused { why });
         }
         self.waiting.push_back((asker, order));
+    }
+
+    /// A holder steps down only when no barrier commit of the keeper's own is under way: its row would come after the
+    /// position that is said to be the last.
+    pub(super) fn has_to_wait(&self, order: &Order) -> bool {
+        matches!(order.verb, Ordered::Demote { .. }) && self.living.keeping.is_some()
     }
 
     /// Offers an order to the core; persists, then acts.
@@ -112,9 +118,13 @@ impl Guard {
         self.give_way();
         let beside = self.copies_give_way(&verb);
         if let Err(error) = self.remember(persist, &verb) {
-            let outcome = OrderOutcome::Failed {
-                why: format!("nothing was done: {}", chain(&error)),
-            };
+            // Refused, not failed: whoever reads "failed" takes the record for remembered.
+            let why = format!("nothing was done: {}", chain(&error));
+            let outcome = OrderOutcome::Refused(Refusal::WrongServerState { why });
+            // A server that an order was at work in is ended all the same: nothing of that order may outlive it.
+            if let (Ordered::Kill, Some(server)) = (&verb, &self.server) {
+                server.kill();
+            }
             return self.reply(asker, outcome);
         }
         if let Err(outcome) = beside {

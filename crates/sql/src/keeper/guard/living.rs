@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use homeostat_decider::{BootTime, LeaseGrant, MemberReport, Pulse};
+use homeostat_decider::{BootTime, LeaseGrant, MemberReport, Pulse, Verb as Ordered};
 use homeostat_model::Epoch;
 use homeostat_supervisor::protocol::{Event, Message, Phase};
 use tokio::time::Instant;
@@ -141,7 +141,10 @@ impl Guard {
         let enough = length - length / RENEWALS * MISSED;
         let granted = (self.core.deadline())
             .is_some_and(|deadline| deadline.0.saturating_sub(now.0) >= enough);
-        if granted || self.living.keeping.is_some() || !self.core.commits_barriers(&self.state) {
+        let mut waiting = self.waiting.iter();
+        let steps_down = waiting.any(|(_, order)| matches!(order.verb, Ordered::Demote { .. }));
+        let idle = self.living.keeping.is_none() && !steps_down;
+        if granted || !idle || !self.core.commits_barriers(&self.state) {
             return;
         }
         let (Some(record), Some(login)) = (self.core.record().cloned(), self.login.clone()) else {
@@ -187,6 +190,9 @@ impl Guard {
                 }
                 self.living.failing = true;
             }
+        }
+        if self.fresh {
+            self.offer_waiting();
         }
     }
 

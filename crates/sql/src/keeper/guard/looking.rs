@@ -157,7 +157,7 @@ impl Guard {
         let newer = self.look_begun_at == self.orders_over && self.job.is_none();
         match seen {
             // An order that ended since knows better.
-            Ok(_) if self.fresh && self.look_begun_at != self.orders_over => {}
+            Ok(_) if self.look_begun_at != self.orders_over => {}
             Ok(reading) => {
                 self.know_source(&reading);
                 let facts = reading.facts(&self.context.config, &self.known);
@@ -197,8 +197,13 @@ impl Guard {
 
     pub(super) fn offer_waiting(&mut self) {
         // The first becomes the order under way; the core answers the others that it is busy.
-        while let Some((asker, order)) = self.waiting.pop_front() {
-            self.offer(asker, order);
+        while let Some((_, order)) = self.waiting.front() {
+            if self.has_to_wait(order) {
+                return;
+            }
+            if let Some((asker, order)) = self.waiting.pop_front() {
+                self.offer(asker, order);
+            }
         }
     }
 }

@@ -67,9 +67,13 @@ impl Loop {
         if !sign.renews(&mut said.report) {
             return;
         }
-        let report = said.report.clone();
-        let asked = sign.lease.filter(|asked| asked.member == report.member);
-        self.feed(Input::Report(report));
+        let member = said.report.member.clone();
+        let asked = sign.lease.filter(|asked| asked.member == member);
+        self.feed(Input::Alive {
+            member,
+            incarnation: sign.incarnation,
+            pulse: sign.pulse,
+        });
         if let Some(asked) = asked {
             self.feed(Input::LeaseAsked(asked));
         }
