@@ -11,8 +11,9 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::call::{Args, CallError};
@@ -29,6 +30,10 @@ const MOST: u64 = 256 << 20;
 const LONGEST_LINE: u64 = 1 << 20;
 
 const FORMAT: u32 = 1;
+
+/// How long another look at the same log may take, and how often it is asked for.
+const LOCK_WITHIN: Duration = Duration::from_millis(500);
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// How many bytes before the offset are remembered. Lines of logs begin with their time.
 const REMEMBERED: u64 = 64;
@@ -181,8 +186,14 @@ impl LogProbe {
             .mode(0o600)
             .open(&path)
             .map_err(doing())?;
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|errno| doing()(errno.into()))?;
+        // A process that this one starts meanwhile has the lock as well, from fork until exec: not for long.
+        let end = Instant::now() + LOCK_WITHIN;
+        while let Err(errno) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            if errno != rustix::io::Errno::WOULDBLOCK || Instant::now() > end {
+                return Err(doing()(errno.into()));
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
         Ok(file)
     }
 
