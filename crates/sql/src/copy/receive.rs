@@ -57,19 +57,21 @@ pub struct Received {
 /// left on disk goes with the next try, or the next start of the keeper ([`folder::recover`]).
 ///
 /// # Errors
-/// Whatever goes wrong on either side; the data folder is as it was before.
+/// Whatever goes wrong on either side. The data folder is as it was before, or, where it failed when the former one was
+/// put away already, the finished copy.
 pub async fn receive(
     fetch: &Fetch,
     progress: &watch::Sender<Progress>,
 ) -> Result<Received, CopyError> {
     check_loopback(&fetch.offer.host)?;
     let data = fetch.data.clone();
-    blocking("clean up", move || folder::clean(&data)).await?;
+    blocking("clean up", move || folder::recover(&data)).await?;
     let result = attempt(fetch, progress).await;
     if result.is_err() {
         let data = fetch.data.clone();
-        // The reason of the failure is worth more than that of this one; the next try cleans up too.
-        let _ = blocking("clean up", move || folder::clean(&data)).await;
+        // The reason of the failure is worth more than that of this one; the next try cleans up too. Not only cleaned: a
+        // finished copy whose renaming failed may be all that there is.
+        let _ = blocking("clean up", move || folder::recover(&data)).await;
     }
     result
 }
