@@ -9,7 +9,8 @@
 //! does it give orders, and it stops for good when it sees a higher term.
 //!
 //! The plan by the record's phase: `first` (no record yet), `revoking`, `promoting`, `serving`. What members look like, and
-//! when silence is a fault of the primary: `sight`. How long the primary may stay open: `lease`.
+//! when silence is a fault of the primary: `sight`. Who is promoted: `choice`. How long the primary may stay open: `lease`.
+//! Members that become copies of others: `rebuild`.
 //!
 //! # What is not there yet
 //! Where one of these would be needed the decider waits, and [`View::waits`] says for whom:

@@ -96,14 +96,12 @@ pub async fn expel(
 /// When it was not acknowledged in time: then its connection is gone, and it may be tried again.
 pub async fn barrier(driver: &mut Driver, this: &Member<'_>) -> Result<Barrier, SqlError> {
     let reading = read(driver).await?;
-    match &reading.source {
-        None => {}
-        Some(source) if source.receives || source.applies => {
-            let what = format!("it still replicates from {}:{}", source.host, source.port);
-            return Err(SqlError::Condition(what));
-        }
-        // Forgotten when clients are let in, not before: see `forget_source`.
-        Some(_) => {}
+    // One that is only named still is forgotten when clients are let in, not before: see `forget_source`.
+    if let Some(source) = &reading.source
+        && (source.receives || source.applies)
+    {
+        let what = format!("it still replicates from {}:{}", source.host, source.port);
+        return Err(SqlError::Condition(what));
     }
     let at = log_end(reading.applied).barrier;
     let epoch = this.record.epoch;
