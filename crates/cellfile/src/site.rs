@@ -130,14 +130,12 @@ fn declare(items: &[Item], judge: Judge, problems: &mut Problems<'_>) -> Vec<Sit
         .iter()
         .filter(|item| item.builder == Builder::SiteCheck)
     {
-        used.extend(
-            item.arguments
-                .iter()
-                .filter_map(|argument| match argument.value {
-                    Datum::Probe(index) => Some(index),
-                    _ => None,
-                }),
-        );
+        used.extend(item.arguments.iter().filter_map(|argument| {
+            let Datum::Probe(index) = argument.value else {
+                return None;
+            };
+            Some(index)
+        }));
         if let Some(check) = check(item, items, judge, problems) {
             drafts.push(Draft { check, item });
         }
@@ -382,10 +380,10 @@ fn dependencies(drafts: &[Draft<'_>], items: &[Item], problems: &mut Problems<'_
             .arguments
             .iter()
             .find(|argument| argument.name == "name")?;
-        match &name.value {
-            Datum::Text(text) => Some(text.as_str()),
-            _ => None,
-        }
+        let Datum::Text(text) = &name.value else {
+            return None;
+        };
+        Some(text.as_str())
     });
     let known: BTreeSet<&str> = drafts
         .iter()

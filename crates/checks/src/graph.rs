@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use homeostat_model::CheckName;
 
-use crate::row::{Report, Row, VERDICTS};
+use crate::row::{Mark, Report, Row};
 
 /// As which kind of file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,20 +44,20 @@ enum Node<'a> {
     Group {
         label: String,
         count: usize,
-        verdict: &'static str,
+        verdict: Mark,
     },
 }
 
 impl Node<'_> {
-    fn verdict(&self) -> &'static str {
+    fn verdict(&self) -> Mark {
         match self {
             Node::Check(row) => row.verdict,
-            Node::Group { verdict, .. } => verdict,
+            Node::Group { verdict, .. } => *verdict,
         }
     }
 
     fn is_root(&self) -> bool {
-        matches!(self.verdict(), "fail" | "fixing" | "gave-up")
+        self.verdict().is_root()
     }
 }
 
@@ -98,7 +98,8 @@ impl<'a> Graph<'a> {
         }
         edges.retain(|(from, to)| from != to);
         let edges = without_implied(nodes.len(), &edges);
-        let failing = |index: usize| nodes[index].is_root() || nodes[index].verdict() == "blocked";
+        let failing =
+            |index: usize| nodes[index].is_root() || nodes[index].verdict() == Mark::Blocked;
         let edges = edges.into_iter().map(|(from, to)| Edge {
             from,
             to,
@@ -140,7 +141,7 @@ fn drawn_alone(rows: &[&Row], needs: &[Vec<usize>]) -> Vec<bool> {
     };
     for wanted in [true, false] {
         for (index, row) in rows.iter().enumerate() {
-            let odd = !matches!(row.verdict, "pass" | "blocked");
+            let odd = !matches!(row.verdict, Mark::Pass | Mark::Blocked);
             if odd && row.is_root() == wanted {
                 draw(index, &mut drawn);
             }
@@ -171,7 +172,7 @@ fn nodes<'a>(
     drawn: &[bool],
 ) -> (Vec<Node<'a>>, Vec<Option<usize>>) {
     let depth = layout::depths(needs);
-    let mut groups: BTreeMap<(usize, &str, &'static str), Vec<usize>> = BTreeMap::new();
+    let mut groups: BTreeMap<(usize, &str, &'static str), (Mark, Vec<usize>)> = BTreeMap::new();
     let mut all = Vec::new();
     for (index, row) in rows.iter().enumerate() {
         if drawn[index] {
@@ -184,12 +185,13 @@ fn nodes<'a>(
             let name = row.name.as_str();
             let begin = name.split_once('/').map_or("", |(begin, _)| begin);
             groups
-                .entry((depth[index], begin, row.verdict))
-                .or_default()
+                .entry((depth[index], begin, row.verdict.word()))
+                .or_insert_with(|| (row.verdict, Vec::new()))
+                .1
                 .push(index);
         }
     }
-    for ((depth, begin, verdict), members) in groups {
+    for ((depth, begin, _), (verdict, members)) in groups {
         let label = if begin.is_empty() {
             "others".to_owned()
         } else {
@@ -207,9 +209,9 @@ fn nodes<'a>(
     }
     // Worst first, to be kept; then as they are drawn.
     let rank = |keyed: &Keyed<'_>| {
-        VERDICTS
+        Mark::ALL
             .iter()
-            .position(|word| *word == keyed.node.verdict())
+            .position(|mark| *mark == keyed.node.verdict())
     };
     all.sort_by_key(rank);
     all.truncate(MOST_BOXES);

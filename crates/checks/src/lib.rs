@@ -33,7 +33,7 @@ pub use locks::LockFolder;
 pub use plan::{Plan, PlannedFix, plan};
 pub use proofs::{Found, ProofBook, ProofError, Proved, scratch_folder};
 pub use report::{Colour, Json, Junit, Prometheus, Tap, Terminal};
-pub use row::{Report, Row, Standing, Summary};
+pub use row::{Mark, Report, Row, Standing, Summary};
 pub use run::{Doing, Ended, RunError, RunOptions, run};
 pub use select::{Chosen, NothingChosen, Selection};
 pub use suite::{Item, Suite, SuiteProblem, goss_to_site, judge};

@@ -12,7 +12,7 @@ use crate::suite::Item;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
     pub name: CheckName,
-    pub verdict: &'static str,
+    pub verdict: Mark,
     pub expected: String,
     /// What was found; for an unknown one why it is; for a repair how it stands.
     pub seen: String,
@@ -57,15 +57,87 @@ impl From<FlakeRate> for FlakeView {
     }
 }
 
-/// The verdict of a check that was declared and left out on purpose.
-pub(crate) const SKIPPED: &str = "skipped";
+/// A verdict without its evidence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    GaveUp,
+    Fail,
+    Fixing,
+    Blocked,
+    Unknown,
+    Flaky,
+    /// Declared, and left out on purpose.
+    Skipped,
+    Pass,
+}
+
+impl Mark {
+    /// Worst first: the order in which people want to read.
+    pub(crate) const ALL: [Mark; 8] = [
+        Mark::GaveUp,
+        Mark::Fail,
+        Mark::Fixing,
+        Mark::Blocked,
+        Mark::Unknown,
+        Mark::Flaky,
+        Mark::Skipped,
+        Mark::Pass,
+    ];
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Mark::GaveUp => "gave-up",
+            Mark::Fail => "fail",
+            Mark::Fixing => "fixing",
+            Mark::Blocked => "blocked",
+            Mark::Unknown => "unknown",
+            Mark::Flaky => "flaky",
+            Mark::Skipped => "skipped",
+            Mark::Pass => "pass",
+        }
+    }
+
+    /// Fails by itself.
+    pub(crate) fn is_root(self) -> bool {
+        match self {
+            Mark::GaveUp | Mark::Fail | Mark::Fixing => true,
+            Mark::Blocked | Mark::Unknown | Mark::Flaky | Mark::Skipped | Mark::Pass => false,
+        }
+    }
+}
+
+impl From<&Verdict> for Mark {
+    fn from(verdict: &Verdict) -> Self {
+        match verdict {
+            Verdict::Unknown(_) => Mark::Unknown,
+            Verdict::Pass(_) => Mark::Pass,
+            Verdict::Flaky { .. } => Mark::Flaky,
+            Verdict::Fail(_) => Mark::Fail,
+            Verdict::Fixing(_) => Mark::Fixing,
+            Verdict::GaveUp(_) => Mark::GaveUp,
+            Verdict::Blocked(_) => Mark::Blocked,
+        }
+    }
+}
+
+impl std::fmt::Display for Mark {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.word())
+    }
+}
+
+impl Serialize for Mark {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.word())
+    }
+}
 
 impl Row {
     /// Of a check that was left out.
     pub(crate) fn skipped(name: CheckName) -> Self {
         Self {
             name,
-            verdict: SKIPPED,
+            verdict: Mark::Skipped,
             expected: String::new(),
             seen: "left out by the suite".to_owned(),
             blocked_by: Vec::new(),
@@ -83,12 +155,12 @@ impl Row {
     }
 
     pub(crate) fn passes(&self) -> bool {
-        matches!(self.verdict, "pass" | "flaky")
+        matches!(self.verdict, Mark::Pass | Mark::Flaky)
     }
 
     /// Fails by itself.
     pub fn is_root(&self) -> bool {
-        matches!(self.verdict, "fail" | "fixing" | "gave-up")
+        self.verdict.is_root()
     }
 }
 
@@ -125,7 +197,7 @@ pub(crate) fn row(engine: &Engine, id: homeostat_prodtest::CheckId, beside: Besi
     };
     Row {
         name: beside.item.name.clone(),
-        verdict: verdict.word(),
+        verdict: verdict.into(),
         expected: evidence
             .map(|evidence| evidence.expected.clone())
             .unwrap_or_default(),
@@ -158,16 +230,11 @@ pub struct Report {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Summary(pub BTreeMap<&'static str, usize>);
 
-/// Every verdict, worst first: the order in which people want to read.
-pub(crate) const VERDICTS: [&str; 8] = [
-    "gave-up", "fail", "fixing", "blocked", "unknown", "flaky", SKIPPED, "pass",
-];
-
 impl Summary {
     pub(crate) fn of(rows: &[Row]) -> Self {
         let mut counts = BTreeMap::new();
         for row in rows {
-            *counts.entry(row.verdict).or_default() += 1;
+            *counts.entry(row.verdict.word()).or_default() += 1;
         }
         Self(counts)
     }
@@ -176,22 +243,23 @@ impl Summary {
     pub fn of_words<'a>(words: impl Iterator<Item = &'a str>) -> Self {
         let mut counts = BTreeMap::new();
         for word in words {
-            let known = VERDICTS.iter().find(|verdict| **verdict == word);
-            *counts.entry(*known.unwrap_or(&"unknown")).or_default() += 1;
+            let known = Mark::ALL.into_iter().find(|mark| mark.word() == word);
+            let known = known.unwrap_or(Mark::Unknown);
+            *counts.entry(known.word()).or_default() += 1;
         }
         Self(counts)
     }
 
     /// The one of several verdicts that a person has to know first.
     pub fn worst<'a>(mut words: impl Iterator<Item = &'a str> + Clone) -> Option<&'a str> {
-        let known = VERDICTS
+        let known = Mark::ALL
             .iter()
-            .find_map(|verdict| words.clone().find(|word| word == verdict));
+            .find_map(|mark| words.clone().find(|word| *word == mark.word()));
         known.or_else(|| words.next())
     }
 
-    pub fn count(&self, verdict: &str) -> usize {
-        self.0.get(verdict).copied().unwrap_or(0)
+    pub fn count(&self, mark: Mark) -> usize {
+        self.0.get(mark.word()).copied().unwrap_or(0)
     }
 
     pub fn all(&self) -> usize {
@@ -200,13 +268,13 @@ impl Summary {
 
     /// The whole in one word; the worst counts.
     pub fn standing(&self) -> Standing {
-        if self.count("gave-up") > 0 {
+        if self.count(Mark::GaveUp) > 0 {
             Standing::GaveUp
-        } else if self.count("blocked") > 0 {
+        } else if self.count(Mark::Blocked) > 0 {
             Standing::Blocked
-        } else if self.count("fail") + self.count("fixing") > 0 {
+        } else if self.count(Mark::Fail) + self.count(Mark::Fixing) > 0 {
             Standing::Failed
-        } else if self.count("unknown") > 0 {
+        } else if self.count(Mark::Unknown) > 0 {
             Standing::Unknown
         } else {
             Standing::Passed
@@ -218,10 +286,10 @@ impl std::fmt::Display for Summary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let all = self.all();
         write!(f, "{all} {}", if all == 1 { "check" } else { "checks" })?;
-        let present = VERDICTS
-            .iter()
+        let present = Mark::ALL
+            .into_iter()
             .rev()
-            .filter(|verdict| self.count(verdict) > 0);
+            .filter(|mark| self.count(*mark) > 0);
         for (index, verdict) in present.enumerate() {
             let sign = if index == 0 { ": " } else { ", " };
             write!(f, "{sign}{} {verdict}", self.count(verdict))?;

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::layout::title;
 use super::{Graph, Node};
+use crate::row::Mark;
 
 pub(super) fn draw(graph: &Graph<'_>) -> String {
     let mut dot = String::from(
@@ -15,13 +16,13 @@ pub(super) fn draw(graph: &Graph<'_>) -> String {
             Node::Group { verdict, .. } => (*verdict, ""),
         };
         let (fill, text) = match verdict {
-            "pass" => ("#f1f8f3", "#1f2933"),
-            "fail" => ("#c62828", "#ffffff"),
-            "gave-up" => ("#8e1f3f", "#ffffff"),
-            "fixing" => ("#ef8f1d", "#2b1800"),
-            "blocked" => ("#f3e4e4", "#5b4040"),
-            "flaky" => ("#fff6d6", "#1f2933"),
-            _ => ("#eceff3", "#1f2933"),
+            Mark::Pass => ("#f1f8f3", "#1f2933"),
+            Mark::Fail => ("#c62828", "#ffffff"),
+            Mark::GaveUp => ("#8e1f3f", "#ffffff"),
+            Mark::Fixing => ("#ef8f1d", "#2b1800"),
+            Mark::Blocked => ("#f3e4e4", "#5b4040"),
+            Mark::Flaky => ("#fff6d6", "#1f2933"),
+            Mark::Unknown | Mark::Skipped => ("#eceff3", "#1f2933"),
         };
         // Writing to a String cannot fail.
         let _ = writeln!(

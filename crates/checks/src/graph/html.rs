@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Graph, escaped, svg};
-use crate::row::VERDICTS;
+use crate::row::Mark;
 
 const STYLE: &str = "body{font:14px system-ui,sans-serif;margin:0;color:#1f2933}\
 .picture{overflow:auto;border-bottom:1px solid #cbd2d9}\
@@ -19,7 +19,7 @@ pub(super) fn draw(graph: &Graph<'_>) -> String {
         svg::draw(graph)
     );
     page.push_str("<table><tr><th>verdict</th><th>check</th><th>expected</th><th>seen</th><th>blocked by</th><th>took</th></tr>\n");
-    for verdict in VERDICTS {
+    for verdict in Mark::ALL {
         for row in graph
             .report
             .checks

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::layout::{BOX_HEIGHT, BOX_WIDTH, Layout, layout, title};
 use super::{Graph, Node, escaped, short};
-use crate::row::{Row, SKIPPED};
+use crate::row::{Mark, Row};
 
 const MARGIN: f64 = 28.0;
 const HEADER: f64 = 64.0;
@@ -37,7 +37,7 @@ const WAVES: &str = "M2 6 Q5 2.5 8 6 T14 6 M2 11 Q5 7.5 8 11 T14 11";
 const QUESTION: &str = "M5 6 A3 3 0 1 1 8 8.8 L8 10.3 M8 12.8 L8 13.3";
 const DASH: &str = "M4 8 L12 8";
 
-fn look(verdict: &str) -> Look {
+fn look(verdict: Mark) -> Look {
     let plain = Look {
         fill: "#ffffff",
         line: "#b8c2cc",
@@ -48,12 +48,12 @@ fn look(verdict: &str) -> Look {
         thick: 1.2,
     };
     match verdict {
-        "pass" => Look {
+        Mark::Pass => Look {
             fill: "#f1f8f3",
             line: "#8fc7a1",
             ..plain
         },
-        "fail" => Look {
+        Mark::Fail => Look {
             fill: "#c62828",
             line: "#7f1313",
             text: "#ffffff",
@@ -62,7 +62,7 @@ fn look(verdict: &str) -> Look {
             thick: 2.5,
             ..plain
         },
-        "gave-up" => Look {
+        Mark::GaveUp => Look {
             fill: "#8e1f3f",
             line: "#4f0f22",
             text: "#ffffff",
@@ -71,7 +71,7 @@ fn look(verdict: &str) -> Look {
             thick: 2.5,
             ..plain
         },
-        "fixing" => Look {
+        Mark::Fixing => Look {
             fill: "#ef8f1d",
             line: "#a65b00",
             text: "#2b1800",
@@ -80,7 +80,7 @@ fn look(verdict: &str) -> Look {
             thick: 2.5,
             ..plain
         },
-        "blocked" => Look {
+        Mark::Blocked => Look {
             fill: "#f3e4e4",
             line: "#c98f8f",
             text: "#5b4040",
@@ -89,18 +89,18 @@ fn look(verdict: &str) -> Look {
             dashed: " stroke-dasharray=\"6 4\"",
             ..plain
         },
-        "flaky" => Look {
+        Mark::Flaky => Look {
             fill: "#fff6d6",
             line: "#d6b13c",
             symbol: WAVES,
             ..plain
         },
-        SKIPPED => Look {
+        Mark::Skipped => Look {
             symbol: DASH,
             dashed: " stroke-dasharray=\"2 3\"",
             ..plain
         },
-        _ => Look {
+        Mark::Unknown => Look {
             fill: "#eceff3",
             line: "#7b8794",
             symbol: QUESTION,
@@ -157,7 +157,7 @@ fn header(svg: &mut String, graph: &Graph<'_>) {
             .report
             .checks
             .iter()
-            .all(|row| row.passes() || row.verdict == SKIPPED) =>
+            .all(|row| row.passes() || row.verdict == Mark::Skipped) =>
         {
             "all pass".to_owned()
         }
@@ -221,7 +221,7 @@ fn draw_node(svg: &mut String, node: &Node<'_>, (x, y): (f64, f64)) {
     let (look, detail, tip) = match node {
         Node::Check(row) => (look(row.verdict), detail(row), tip(row)),
         Node::Group { count, verdict, .. } => (
-            look(verdict),
+            look(*verdict),
             format!("{count} checks: {verdict}"),
             title(node),
         ),
@@ -255,15 +255,19 @@ fn draw_node(svg: &mut String, node: &Node<'_>, (x, y): (f64, f64)) {
 /// The second line of a box: the verdict in words, and what matters most of the rest.
 fn detail(row: &Row) -> String {
     match row.verdict {
-        "pass" => format!("pass · {:.0} ms", row.took_ms),
-        "blocked" => match row.blocked_by.as_slice() {
+        Mark::Pass => format!("pass · {:.0} ms", row.took_ms),
+        Mark::Blocked => match row.blocked_by.as_slice() {
             [] => "blocked".to_owned(),
             [only] => format!("blocked by {only}"),
             several => format!("blocked by {} root causes", several.len()),
         },
-        "flaky" => format!("flaky · {} of {} failed", row.flakes.count, row.flakes.of),
-        verdict if row.seen.is_empty() => verdict.to_owned(),
-        verdict => format!("{verdict} · {}", row.seen),
+        Mark::Flaky => format!("flaky · {} of {} failed", row.flakes.count, row.flakes.of),
+        Mark::GaveUp | Mark::Fail | Mark::Fixing | Mark::Unknown | Mark::Skipped => {
+            match row.seen.as_str() {
+                "" => row.verdict.to_string(),
+                seen => format!("{} · {seen}", row.verdict),
+            }
+        }
     }
 }
 

@@ -1,11 +1,14 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::row::Summary;
+use crate::row::{Mark, Summary};
 
-fn row(name: &str, verdict: &'static str, after: &[&str]) -> Row {
+fn row(name: &str, verdict: &str, after: &[&str]) -> Row {
     Row {
-        verdict,
+        verdict: Mark::ALL
+            .into_iter()
+            .find(|mark| mark.word() == verdict)
+            .unwrap(),
         after: after
             .iter()
             .map(|name| CheckName::new(*name).unwrap())

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use crate::event::{Event, Reporter};
-use crate::row::{Report, Row, SKIPPED};
+use crate::row::{Mark, Report, Row};
 
 pub struct Junit<W>(W);
 
@@ -32,18 +32,14 @@ impl<W: Write> Reporter for Junit<W> {
 }
 
 fn document(report: &Report) -> String {
-    let count = |verdicts: &[&str]| -> usize {
-        verdicts
-            .iter()
-            .map(|verdict| report.summary.count(verdict))
-            .sum()
-    };
+    let count =
+        |marks: &[Mark]| -> usize { marks.iter().map(|mark| report.summary.count(*mark)).sum() };
     let totals = format!(
         "tests=\"{}\" failures=\"{}\" errors=\"{}\" skipped=\"{}\" time=\"{:.3}\"",
         report.checks.len(),
-        count(&["fail", "fixing", "gave-up"]),
-        count(&["unknown"]),
-        count(&["blocked", SKIPPED]),
+        count(&[Mark::Fail, Mark::Fixing, Mark::GaveUp]),
+        count(&[Mark::Unknown]),
+        count(&[Mark::Blocked, Mark::Skipped]),
         report.took_ms / 1000.0
     );
     let mut text = format!(
@@ -68,15 +64,14 @@ fn case(row: &Row) -> String {
         row.took_ms / 1000.0
     );
     let element = match row.verdict {
-        "pass" => None,
-        "flaky" => None,
-        "blocked" => Some((
+        Mark::Pass | Mark::Flaky => None,
+        Mark::Blocked => Some((
             "skipped",
             format!("blocked by {}", super::names(&row.blocked_by)),
         )),
-        SKIPPED => Some(("skipped", row.seen.clone())),
-        "unknown" => Some(("error", row.seen.clone())),
-        _ => Some((
+        Mark::Skipped => Some(("skipped", row.seen.clone())),
+        Mark::Unknown => Some(("error", row.seen.clone())),
+        Mark::Fail | Mark::Fixing | Mark::GaveUp => Some((
             "failure",
             format!(
                 "{}: expected {}, seen {}",

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use crate::event::{Event, Reporter};
-use crate::row::{Report, VERDICTS};
+use crate::row::{Mark, Report};
 
 pub struct Prometheus<W>(W);
 
@@ -43,7 +43,7 @@ fn page(report: &Report) -> String {
     family(
         "homeostat_checks",
         "How many checks have a verdict.",
-        &mut VERDICTS.iter().map(|verdict| {
+        &mut Mark::ALL.into_iter().map(|verdict| {
             format!(
                 "{{verdict=\"{verdict}\"}} {}",
                 report.summary.count(verdict)

@@ -4,7 +4,7 @@
 use std::io::{self, Write};
 
 use crate::event::{Event, Reporter};
-use crate::row::{Report, Row, SKIPPED};
+use crate::row::{Mark, Report, Row};
 
 pub struct Tap<W>(W);
 
@@ -24,10 +24,11 @@ impl<W: Write> Tap<W> {
     fn line(&mut self, number: usize, row: &Row) -> io::Result<()> {
         let name = &row.name;
         match row.verdict {
-            "pass" => writeln!(self.0, "ok {number} - {name}"),
-            "flaky" => writeln!(self.0, "ok {number} - {name} # flaky"),
-            SKIPPED => writeln!(self.0, "ok {number} - {name} # SKIP {}", row.seen),
-            verdict => {
+            Mark::Pass => writeln!(self.0, "ok {number} - {name}"),
+            Mark::Flaky => writeln!(self.0, "ok {number} - {name} # flaky"),
+            Mark::Skipped => writeln!(self.0, "ok {number} - {name} # SKIP {}", row.seen),
+            verdict
+            @ (Mark::GaveUp | Mark::Fail | Mark::Fixing | Mark::Blocked | Mark::Unknown) => {
                 writeln!(
                     self.0,
                     "not ok {number} - {name}\n  ---\n  verdict: {verdict}"

@@ -7,7 +7,7 @@ use homeostat_model::CheckName;
 use homeostat_prodtest::Rounds;
 
 use crate::event::{Event, Reporter};
-use crate::row::{Report, Row, SKIPPED};
+use crate::row::{Mark, Report, Row};
 
 /// Whether colours are understood. The words say everything without them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,13 +53,13 @@ impl<W: Write, E: Write> Terminal<W, E> {
 
     /// A line for each change; of how a repair proceeds others tell.
     fn changed(&mut self, was: &str, row: &Row, at: &str) -> io::Result<()> {
-        if self.rounds == Rounds::One || was == row.verdict {
+        if self.rounds == Rounds::One || was == row.verdict.word() {
             return Ok(());
         }
         write!(self.out, "{at} ")?;
         if row.passes() {
             writeln!(self.out, "{} {}", self.head(row), row.name)?;
-        } else if row.verdict == "blocked" {
+        } else if row.verdict == Mark::Blocked {
             let roots = super::names(&row.blocked_by);
             writeln!(self.out, "{} {} by {roots}", self.head(row), row.name)?;
         } else {
@@ -76,10 +76,18 @@ impl<W: Write, E: Write> Terminal<W, E> {
                 writeln!(self.out, "{} {:<40} {took:>9}", self.head(row), row.name)?;
             }
         }
-        for row in report.checks.iter().filter(|row| row.verdict == SKIPPED) {
+        for row in report
+            .checks
+            .iter()
+            .filter(|row| row.verdict == Mark::Skipped)
+        {
             writeln!(self.out, "{} {}", self.head(row), row.name)?;
         }
-        for row in report.checks.iter().filter(|row| row.verdict == "unknown") {
+        for row in report
+            .checks
+            .iter()
+            .filter(|row| row.verdict == Mark::Unknown)
+        {
             self.in_full(row)?;
         }
         let blocked = blocked_by(report);
@@ -149,14 +157,14 @@ impl<W: Write, E: Write> Terminal<W, E> {
     /// Symbol and word, in the colour of what they say.
     fn head(&self, row: &Row) -> String {
         let (symbol, colour) = match row.verdict {
-            "pass" => ('✓', 32),
-            "flaky" => ('≈', 33),
-            "fail" => ('✗', 31),
-            "gave-up" => ('✖', 31),
-            "fixing" => ('↻', 33),
-            "blocked" => ('⊘', 33),
-            SKIPPED => ('-', 0),
-            _ => ('?', 33),
+            Mark::Pass => ('✓', 32),
+            Mark::Flaky => ('≈', 33),
+            Mark::Fail => ('✗', 31),
+            Mark::GaveUp => ('✖', 31),
+            Mark::Fixing => ('↻', 33),
+            Mark::Blocked => ('⊘', 33),
+            Mark::Skipped => ('-', 0),
+            Mark::Unknown => ('?', 33),
         };
         let text = format!("{symbol} {:<8}", row.verdict);
         match self.colour {
@@ -169,7 +177,11 @@ impl<W: Write, E: Write> Terminal<W, E> {
 /// Root cause to what it blocks.
 fn blocked_by(report: &Report) -> BTreeMap<&CheckName, Vec<&CheckName>> {
     let mut blocked: BTreeMap<&CheckName, Vec<&CheckName>> = BTreeMap::new();
-    for row in report.checks.iter().filter(|row| row.verdict == "blocked") {
+    for row in report
+        .checks
+        .iter()
+        .filter(|row| row.verdict == Mark::Blocked)
+    {
         for root in &row.blocked_by {
             blocked.entry(root).or_default().push(&row.name);
         }

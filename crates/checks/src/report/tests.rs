@@ -7,15 +7,18 @@ use homeostat_prodtest::Rounds;
 
 use super::*;
 use crate::event::{Event, FixView, Reporter};
-use crate::row::{Report, Row, Summary};
+use crate::row::{Mark, Report, Row, Summary};
 
 fn name(text: &str) -> CheckName {
     CheckName::new(text).unwrap()
 }
 
-fn row(text: &str, verdict: &'static str, expected: &str, seen: &str) -> Row {
+fn row(text: &str, verdict: &str, expected: &str, seen: &str) -> Row {
     Row {
-        verdict,
+        verdict: Mark::ALL
+            .into_iter()
+            .find(|mark| mark.word() == verdict)
+            .unwrap(),
         expected: expected.to_owned(),
         seen: seen.to_owned(),
         at: Some("2026-11-26T04:00:00.000Z".to_owned()),
